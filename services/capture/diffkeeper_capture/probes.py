@@ -1,0 +1,52 @@
+"""The port to whatever sees writes: the eBPF probe and the portable one.
+
+A probe serves many volumes, each under a slot number. ``BpfProbe`` delivers records in the order in which system calls
+returned; the portable probe cannot know order or bytes, so it only says which paths may have changed, and the volume is
+compared with what is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from diffkeeper_capture import records
+
+# Called with each record and its payload; the view is valid only during the call.
+RecordHandler = Callable[[records.Record, memoryview], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What the ring had no room for, since the probe started. A change means a gap in every volume named."""
+
+    records: int
+    # (volume slot, inode) of files whose writes were lost; empty with ``everywhere`` when that could not be kept.
+    files: frozenset[tuple[int, int]]
+    everywhere: bool
+
+
+class RecordProbe(Protocol):
+    """A probe that sees each call, in order."""
+
+    def watch(self, slot: int, root_fd: int) -> None:
+        """Begin to capture the directory open at ``root_fd`` and all below it on the same file system."""
+
+    def unwatch(self, slot: int) -> None: ...
+
+    def ignore(self, tgid: int) -> None:
+        """Never record what this process does (replicators, servers, the agent itself)."""
+
+    def fileno(self) -> int:
+        """Readable when records wait."""
+
+    def produced(self) -> int:
+        """How many ring bytes have been produced: ``drain(upto=produced())`` delivers all that had returned before."""
+
+    def drain(self, handle: RecordHandler, upto: int | None = None, most: int = 65_536) -> int:
+        """Deliver up to ``most`` records in order, at least to ``upto`` when given; how many were delivered."""
+
+    def lost(self) -> Lost: ...
+
+    def close(self) -> None: ...

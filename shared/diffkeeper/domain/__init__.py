@@ -1,0 +1,1 @@
+"""Pure values and decisions: positions, clocks, deltas, frames, trees, receipts. No I/O of any kind."""
