@@ -61,7 +61,7 @@ NO_VOLUME = 0xFFFFFFFF
 # inode2, generation2, device2, uid, gid, extra, mount_ns
 HEAD = struct.Struct("<HHIQQIIQIIQQQQIIIIII")
 HEAD_BYTES = HEAD.size
-assert HEAD_BYTES == 112
+assert HEAD_BYTES == 104
 
 
 class Record(NamedTuple):
