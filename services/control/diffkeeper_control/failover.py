@@ -1,11 +1,14 @@
-"""The failover machine: which step comes next, and what a failed step means. Pure; ``coordinator`` carries it out.
+"""The failover machine: which step comes next, and what a failed step means. Pure; ``coordinator`` carries it
+out.
 
-One operation moves one volume from its leader to a target. ``step(state, event)`` gives the next state and the effects to carry out,
-in order. Every effect is idempotent, so a state that was recorded before its effects were done is resumed by ``Resumed``, which gives
-the same effects again. The table stands in DESIGN.md beside this file.
+One operation moves one volume from its leader to a target. ``step(state, event)`` gives the next state and
+the effects to carry out, in order. Every effect is idempotent, so a state that was recorded before its
+effects were done is resumed by ``Resumed``, which gives the same effects again. The table stands in DESIGN.md
+beside this file.
 
-Safety rests on two rules. An epoch is handed out once (the registry keeps the highest), and a reign exists only from the moment a frame of
-its epoch may have been written: up to then a planned failover can give the volume back to its old leader, under a newer epoch still.
+Safety rests on two rules. An epoch is handed out once (the registry keeps the highest), and a reign exists
+only from the moment a frame of its epoch may have been written: up to then a planned failover can give the
+volume back to its old leader, under a newer epoch still.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ class Phase(enum.Enum):
     HANDOVER = "handover"  # planned only; left when the leader's last frame is held by the target
     FENCE = "fence"  # forced, and the old leader not known dead; best effort: promise guards what this misses
     PROMISE = "promise"  # left when no surviving site confirms the old epoch any more
-    CATCH_UP = "catch_up"  # left when the target has applied all it can reach, and at least what must be there
+    CATCH_UP = (
+        "catch_up"  # left when the target has applied all it can reach, and at least what must be there
+    )
     PROMOTE = "promote"  # left when the target's directory is nobody's but the program's
     ATTACH = "attach"  # the new reign is recorded, then its capture begins: the point of no return
     START = "start"  # left when the program runs, or cannot
@@ -351,7 +356,9 @@ def _leader_died(state: Failover) -> tuple[Failover, list[Effect]]:
 
 
 def _give_back(state: Failover) -> tuple[Failover, list[Effect]]:
-    """Planned: the old leader goes on, under an epoch newer than any that was promised. Forced: there is nobody to give it to."""
+    """Planned: the old leader goes on, under an epoch newer than any that was promised. Forced: there is
+    nobody to give it to.
+    """
     if not state.planned:
         return _end(state, Phase.FAILED)
     return _enter(replace(state, epoch=state.plan.epoch + 1), Phase.ROLL_BACK)
