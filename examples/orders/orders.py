@@ -1,8 +1,8 @@
 """A small order service: HTTP in front of one SQLite database in WAL mode.
 
 An order is answered with 201 only after its transaction is committed with ``synchronous=FULL``, so what the
-client was told is on the disk. The client chooses the order's id, which makes a retry harmless: the same order
-again is 200, another order under the same id is 409.
+client was told is on the disk. The client chooses the order's id, which makes a retry harmless: the same
+order again is 200, another order under the same id is 409.
 
     POST /orders            {"id": "a-1", "item": "tea", "qty": 2}   -> 201, 200 or 409
     GET  /orders/ID                                                  -> 200 or 404
@@ -44,13 +44,13 @@ class BadRequest(Exception):
 
 
 class Store:
-    """The orders. Each thread brings its own connection; one lock orders the writers, so none polls for a lock."""
+    """The orders. Each thread brings its own connection; one lock orders the writers, so none has to poll."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / DATABASE
         self._writing = threading.Lock()
-        # Held open to the end, so that the write-ahead log is folded in when the service stops, not in between.
+        # Held open to the end, so that the write-ahead log is folded in when the service stops, not earlier.
         self._anchor = self.connect()
         self._anchor.execute(SCHEMA)
 
