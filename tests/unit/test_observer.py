@@ -10,38 +10,13 @@ from pathlib import Path
 
 import pytest
 from diffkeeper.domain import frames, limits, positions
-from diffkeeper.domain.deltas import Delta, Op
+from diffkeeper.domain.deltas import Op
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.records import NO_VOLUME, Flag, Kind
 
 from tests.forged_records import ForgedProgram
 from tests.replays import Replay, snapshot
-
-
-class ListSink:
-    """Keeps deltas as a list, with the fidelity that held when each came."""
-
-    def __init__(self) -> None:
-        self.deltas: list[Delta] = []
-        self.fidelity = frames.Fidelity.EXACT
-        self.floor = frames.Fidelity.EXACT
-
-    def add_write(self, file_id: int, offset: int, data: bytes | memoryview, at_us: int) -> None:
-        assert len(data) <= limits.DELTA_MAX_DATA_BYTES
-        self.deltas.append(Delta(Op.WRITE, file_id, offset, len(data), bytes(data), (), at_us))
-
-    def add(self, delta: Delta) -> None:
-        self.deltas.append(delta)
-
-    def note_fidelity(self, fidelity: frames.Fidelity) -> None:
-        self.fidelity = max(self.fidelity, fidelity)
-
-    def set_floor(self, fidelity: frames.Fidelity) -> None:
-        self.floor = fidelity
-        self.fidelity = max(self.fidelity, fidelity)
-
-    def gap(self, cause: str, detail: str, file_id: int = 0, offset: int = 0, length: int = 0) -> None:
-        self.add(Delta(Op.GAP, file_id, offset, length, args=(cause, detail)))
+from tests.sinks import ListSink
 
 
 class Bench:

@@ -73,6 +73,8 @@ class Observer:
         self.shadow.on_forget.append(self._note_gone)
         self._now_end_ns = 0
         self.shadow.bind(ROOT_ID, self.reader.inode)
+        if sole_source:
+            self._lower_floor()
         if state is not None:
             self._adopt(state)
         # The hot path's own names for things.
@@ -332,7 +334,7 @@ class Observer:
         True when nothing is left to do; False when the budget was used up: ship frames, drain, and call again.
         """
         if self._work is None and not self.doubts:
-            if self._is_floored and drained_ns > self.doubts.compared_ns:
+            if self._is_floored and drained_ns > self.doubts.compared_ns and not self.contents.sole_source:
                 self._is_floored = False
                 self._sink.set_floor(frames.Fidelity.EXACT)
             return True
@@ -414,6 +416,12 @@ class Observer:
             self.doubts.unknown.clear()
             self.doubts.compared_ns = time.monotonic_ns()
             self._lower_floor()
+
+    def compare(
+        self, scope: dict[int, frozenset[bytes] | None], *, deep: bool, depth: Depth
+    ) -> Iterator[int]:
+        """Compare directories with the disk, in steps: for the portable probe, which knows where to look."""
+        yield from self.scanner.compare(scope, deep=deep, depth=depth)
 
     def rescan(self, cause: str = "") -> Iterator[int]:
         """Compare everything, contents by fingerprint: after a time in which nobody watched. ``cause`` is for the log."""

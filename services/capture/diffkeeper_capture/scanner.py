@@ -110,7 +110,7 @@ class Scanner:
         progress = Progress()
         yield from self._count(progress)
         start = self.read_bytes
-        self._adopt_root()
+        self._log_root_xattrs()
         for _ in self.compare({ROOT_ID: None}, deep=True, depth=Depth.NAMES):
             progress.files = len(self._shadow.tree.nodes) - 1
             progress.bytes = self.read_bytes - start
@@ -129,10 +129,7 @@ class Scanner:
             progress.files_total += len(directories) + len(files)
             yield progress
 
-    def _adopt_root(self) -> None:
-        root = self._reader.status_of(ROOT_ID)
-        self._shadow.bind(ROOT_ID, root.st_ino)
-        self._same_attributes(ROOT_ID, root)
+    def _log_root_xattrs(self) -> None:
         with self._reader.directory(ROOT_ID) as fd:
             self._log_xattrs(ROOT_ID, rereader.list_xattrs(fd, b"."), {})
 
@@ -154,7 +151,10 @@ class Scanner:
             self._seen.add(directory)
         try:
             with self._reader.directory(directory) as fd:
-                self._shadow.bind(directory, os.fstat(fd).st_ino)
+                status = os.fstat(fd)
+                self._shadow.bind(directory, status.st_ino)
+                if directory == ROOT_ID:
+                    self._same_attributes(ROOT_ID, status)
                 listed = [os.fsencode(name) for name in os.listdir(fd)] if names is None else sorted(names)
                 for looked, name in enumerate(listed, 1):
                     yield from self._name(directory, fd, name, deep)
