@@ -98,12 +98,19 @@ class Scanner:
         self._depth = depth
         self._seen.clear()
         self._queue.extend((directory, names, deep) for directory, names in scope.items())
+        yield from self._work_off()
+        if (self._parked or self._missing) and not deep and not self._contents.sole_source:
+            # What is not where it was may be anywhere. (Notifications of the portable probe name the other place too.)
+            self._queue.append((ROOT_ID, None, True))
+            yield from self._work_off()
+        self._reader.check_root()
+        yield self._finish()
+
+    def _work_off(self) -> Iterator[int]:
         while self._queue:
             directory, names, below = self._queue.popleft()
             if self._shadow.is_directory(directory):
                 yield from self._directory(directory, names, below)
-        self._reader.check_root()
-        yield self._finish()
 
     def scan_base(self) -> Iterator[Progress]:
         """The first sight of everything below the root."""
@@ -322,7 +329,9 @@ class Scanner:
             # Below itself, as the shadow still has it: two directories changed places. Made anew, which costs data only.
             self._shadow.unbind(other)
             return False
-        self._parked.pop(other, None)
+        if self._parked.pop(other, None) is None:
+            # Somebody else may stand where it was.
+            self._queue.append((source[0], frozenset((source[1],)), False))
         return True
 
     def _still_there(self, entry: tuple[int, bytes], found: Found) -> bool:
