@@ -23,7 +23,7 @@ def until(what: str, holds: Callable[[], bool], within_s: float = WAIT_S) -> Non
 
 
 class GateRig:
-    """``gate.sock``, a volume directory, the word that lets barriers through, and the processes started here."""
+    """``gate.sock``, a volume directory, the word that lets barriers through, and what was started here."""
 
     def __init__(self, base: Path) -> None:
         self.base = base

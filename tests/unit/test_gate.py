@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from diffkeeper.domain import frames, positions
@@ -54,6 +54,12 @@ async def running(gate: Gate) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 async def settle() -> None:
@@ -120,14 +126,10 @@ async def test_policy_degrade_lowers_level_by_level_and_restores_when_it_is_met_
     async with running(gate):
         await barriers.meet(Level.SITE, 1_000)
         gate.arrive(program, 1, 10, "fsync")
-        async with asyncio.timeout(5):
-            while program.gone_on != [1]:
-                await asyncio.sleep(0.005)
-        assert gate.effective is Level.SITE
+        await until(lambda: program.gone_on == [1])
+        assert gate.effective == Level.SITE
         await barriers.meet(Level.REMOTE, 1_000)
-        async with asyncio.timeout(5):
-            while gate.effective is not Level.REMOTE:
-                await asyncio.sleep(0.005)
+        await until(lambda: gate.effective == Level.REMOTE)
 
 
 async def test_policy_degrade_lets_go_when_not_even_a_frame_can_be_cut() -> None:
@@ -136,9 +138,7 @@ async def test_policy_degrade_lets_go_when_not_even_a_frame_can_be_cut() -> None
     gate = Gate("v", barriers, level=Level.SITE, policy=UnmetPolicy.DEGRADE, degrade_after_s=0.02)
     async with running(gate):
         gate.arrive(program, 1, 10, "fsync")
-        async with asyncio.timeout(5):
-            while program.gone_on != [1]:
-                await asyncio.sleep(0.005)
+        await until(lambda: program.gone_on == [1])
         assert gate.effective is Level.OBSERVE
 
 

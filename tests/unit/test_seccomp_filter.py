@@ -1,4 +1,4 @@
-"""The filter program, run by a small interpreter of classic BPF instead of a kernel; and where a path counts."""
+"""The filter program, run by a small interpreter of classic BPF; and where a path counts."""
 
 from __future__ import annotations
 
