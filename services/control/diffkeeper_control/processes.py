@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from diffkeeper import nats_server
+from diffkeeper.domain import errors
 
 ProcessId = nats_server.ProcessId
 
@@ -98,9 +99,24 @@ async def stop(process: ProcessId, grace_s: float) -> bool:
         async with asyncio.timeout(grace_s):
             await wait_for_end(process)
     except TimeoutError:
-        await kill_all([process])
+        await kill(process)
         return False
     return True
+
+
+async def kill(process: ProcessId) -> None:
+    """SIGKILL this one process and wait until it is gone; what it started lives on."""
+    if send(process, signal.SIGKILL):
+        try:
+            async with asyncio.timeout(KILL_TIMEOUT_S):
+                await wait_for_end(process)
+        except TimeoutError as error:
+            raise errors.Transient(
+                f"process {process.pid} did not die of SIGKILL within {KILL_TIMEOUT_S:g} s",
+                reason="process-stuck",
+                hint="look for a disk that hangs (dmesg)",
+                pid=process.pid,
+            ) from error
 
 
 async def kill_all(roots: Iterable[ProcessId]) -> list[int]:
@@ -135,6 +151,21 @@ def with_descendants(roots: Iterable[ProcessId]) -> set[ProcessId]:
             if process is not None and process not in found:
                 found.add(process)
                 waiting.append(pid)
+    return found
+
+
+def with_argument(argument: str) -> set[ProcessId]:
+    """Processes that were started with exactly this argument, such as the path of their own settings file."""
+    wanted = os.fsencode(argument)
+    found: set[ProcessId] = set()
+    for pid in _pids():
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue  # it ended meanwhile
+        process = identify(pid) if wanted in line.split(b"\0") else None
+        if process is not None and pid != os.getpid():
+            found.add(process)
     return found
 
 

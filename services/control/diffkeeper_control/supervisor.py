@@ -91,7 +91,7 @@ class Child:
             return False
         if not await self._answers(identity):
             _log.warning("an adopted process does not answer; ending it", **self._label(), pid=noted.pid)
-            await processes.kill_all([identity])
+            await processes.kill(identity)
             return False
         self.process = noted
         self._become(ChildState.RUNNING)
@@ -155,7 +155,7 @@ class Child:
         except BaseException:
             identity_now = self.identity
             if identity_now is not None:
-                await processes.kill_all([identity_now])
+                await processes.kill(identity_now)
                 self.last_exit = processes.reap(identity_now.pid)
             self.process = None
             self._become(ChildState.STOPPED)
