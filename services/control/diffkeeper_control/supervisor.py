@@ -98,10 +98,17 @@ class Child:
         self._keep()
         return True
 
-    async def start(self) -> None:
-        """Start and keep alive; raises when the first start fails (then nothing is left behind)."""
+    async def start(self, *, patient: bool = False) -> None:
+        """Start and keep alive. When the first start fails it raises and leaves nothing behind, or, if
+        ``patient``, goes on trying.
+        """
         assert self._keeper is None, "a child is started once, then kept"
-        await self._launch()
+        try:
+            await self._launch()
+        except (errors.DiffKeeperError, OSError) as error:
+            if not patient:
+                raise
+            self._could_not_start(error)
         self._keep()
 
     async def stop(self) -> None:
@@ -117,6 +124,10 @@ class Child:
         """Stop keeping it alive; whoever calls this kills the process."""
         await self._let_go()
         self._become(ChildState.STOPPED)
+
+    async def release(self) -> None:
+        """Stop watching; process and state stay as they are, for the next control."""
+        await self._let_go()
 
     def forget_process(self) -> None:
         self.process = None
@@ -206,9 +217,12 @@ class Child:
         try:
             await self._launch()
         except (errors.DiffKeeperError, OSError) as error:
-            self.trouble = str(error)
-            self._become(ChildState.BACKOFF)
-            _log.warning("a child could not be started", **self._label(), error=str(error))
+            self._could_not_start(error)
+
+    def _could_not_start(self, error: Exception) -> None:
+        self.trouble = str(error)
+        self._become(ChildState.BACKOFF)
+        _log.warning("a child could not be started", **self._label(), error=str(error))
 
     async def _let_go(self) -> None:
         keeper, self._keeper = self._keeper, None
