@@ -114,7 +114,8 @@ class Layout:
                     continue
                 name = walk.names.pop()
                 found = os.stat(name, dir_fd=walk.fd, follow_symlinks=False)
-                missing.discard(found.st_ino)
+                if self._is_it(walk.fd, name, found):
+                    missing.discard(found.st_ino)
                 if stat.S_ISDIR(found.st_mode) and self._goes_into(found):
                     stack.append(self._open(walk, name, None, found))
         if missing:
@@ -125,6 +126,23 @@ class Layout:
                 hint="something else changed the replica; rebuild it from its journal",
                 missing=len(missing),
             )
+
+    def _is_it(self, dir_fd: int, name: bytes, found: os.stat_result) -> bool:
+        """Whether an inode is still the file that was known under its number, and not a younger one."""
+        file_id = self._by_inode.get(found.st_ino)
+        if file_id is None or self._tree.nodes[file_id].kind is not safe_paths.kind_of(found.st_mode):
+            return False
+        generation = self._identities[file_id].generation
+        if generation == 0:
+            return True
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+        except PermissionError:
+            return True
+        try:
+            return safe_paths.generation(fd) == generation
+        finally:
+            os.close(fd)
 
     def _goes_into(self, found: os.stat_result) -> bool:
         if found.st_dev != self._device:
