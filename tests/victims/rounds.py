@@ -79,17 +79,16 @@ class Arena:
         self._round += 1
         moment = random.Random(seed).random() * KILL_AFTER_MAX_S
         with Watch(self.trial) as watch:
-            with (
-                load.Load(self.victim, self.history, f"r{self._round}", seed) as clients,
-                self.victim.side_load(),
-            ):
+            with self._load(seed) as clients, self.victim.side_load():
                 clients.wait_for(acknowledged=WARM_UP)
                 time.sleep(moment)
                 self.trial.kill_site(self.leader)
             assert clients.disconnected > 0, "the kill came in the middle of the load"
         report = watch.last_before(self._death_us())
-        left = deployments.working_below(self.paths[self.leader])
-        assert left == [], f"processes {left} of the killed site still work on its directory"
+        gone = self.paths[self.leader]
+        victims.wait_until(
+            f"no process of the killed site works in {gone}", lambda: not deployments.working_below(gone), 5
+        )
         accept = ["--accept-loss"] if self._durability == "observe" else []
         operation = self.trial.failover(VOLUME, self.other, *accept)
         outcome = self._look(operation, report.safe_until_us if self._durability == "observe" else None)

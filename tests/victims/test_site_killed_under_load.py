@@ -1,4 +1,4 @@
-"""A site dies with all that is on it, at a random moment; the program goes on at the other with what it had said.
+"""A site dies with all that is on it, at a random moment; the program goes on at the other one.
 
 Each test plays several rounds in one deployment, from east to west and back. A failed round prints its seed;
 ``DK_SEED=… pytest -k NAME`` plays that round alone.
