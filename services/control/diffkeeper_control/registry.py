@@ -66,7 +66,7 @@ class Command(Struct, frozen=True):
 
 
 class Orphan(Struct, frozen=True):
-    """A directory a dead leader left behind with writes beyond the point at which the next reign began. Kept."""
+    """A directory a dead leader left behind, with writes beyond the parent of the next reign. Kept."""
 
     site: str
     epoch: int
