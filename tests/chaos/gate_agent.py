@@ -36,7 +36,7 @@ async def main(path: str, word: str, root: str) -> None:
     def admit(program: Program) -> Admitted:
         if program.volume != "v":
             raise errors.NotFound(f"there is no volume {program.volume!r}", hint="dkctl status lists them")
-        return Admitted(gate, Root.of(root))
+        return Admitted(gate, Root.of(root, program.seen_at))
 
     gate_socket = GateSocket(Path(path), admit)
     gate_socket.open()

@@ -6,13 +6,13 @@ Only standard library here.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
 import time
+from typing import Any
 
 from diffkeeper.domain import errors
-from diffkeeper_capture import call_table, gate_messages, seccomp
+from diffkeeper_capture import gate_messages
 
 _PAUSE_FIRST_S = 0.02
 _PAUSE_MOST_S = 1.0
@@ -26,14 +26,12 @@ class AgentSaidNo(Exception):
 
 
 class AgentLink:
-    """``gate`` is the listener and the table of calls, or None for a program without a gate."""
+    """``hello`` and the descriptors that go with it are ``gate_messages``' introduction."""
 
-    def __init__(
-        self, path: str, volume: str, child: int, gate: tuple[seccomp.Listener, call_table.CallTable] | None
-    ) -> None:
+    def __init__(self, path: str, hello: dict[str, Any], descriptors: list[int]) -> None:
         self._path = path
-        self._descriptors = [] if gate is None else [gate[0].fileno(), gate[1].descriptor]
-        self._hello = {"gate": volume, "pid": child, "wrapper": os.getpid(), "gated": gate is not None}
+        self._descriptors = descriptors
+        self._hello = hello
         self._socket: socket.socket | None = None
         self._pause_s = _PAUSE_FIRST_S
         self._next_try = 0.0

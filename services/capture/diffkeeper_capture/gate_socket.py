@@ -33,6 +33,8 @@ class Program:
     pid: int
     wrapper: int
     gated: bool
+    root: str | None = None  # the directory that its caller took the volume for
+    seen_at: str | None = None  # where it sees the volume, when that is not the volume's own path
     # Wait status; None while it runs, or when it ended while nobody could say how.
     status: int | None = None
     running: bool = True
@@ -195,7 +197,12 @@ class _WrapperLink:
     def _introduced(self, message: dict[str, Any], descriptors: list[int]) -> None:
         assert self._socket is not None, "a message came by it"
         program = Program(
-            str(message["gate"]), int(message["pid"]), int(message["wrapper"]), bool(message["gated"])
+            str(message["gate"]),
+            int(message["pid"]),
+            int(message["wrapper"]),
+            bool(message["gated"]),
+            message.get("root"),
+            message.get("seen_at"),
         )
         if len(descriptors) == 2:
             self._listener = seccomp.Listener(descriptors[0])

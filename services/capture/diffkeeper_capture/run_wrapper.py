@@ -116,9 +116,16 @@ def run(options: argparse.Namespace) -> int:
     childs.close()
     os.close(failures_in)
     gate = _take_gate(ours, child, failures_out) if launch.gated else None
-    link = AgentLink(
-        options.agent_socket, options.volume, child, None if gate is None else (gate.listener, gate.table)
-    )
+    hello = {
+        "gate": options.volume,
+        "pid": child,
+        "wrapper": wrapper_pid,
+        "gated": gate is not None,
+        "root": options.root,
+        "seen_at": options.bind[1] if options.bind else None,
+    }
+    descriptors = [] if gate is None else [gate.listener.fileno(), gate.table.descriptor]
+    link = AgentLink(options.agent_socket, hello, descriptors)
     try:
         link.introduce(FIRST_ANSWER_S)
     except (AgentSaidNo, OSError, ValueError) as error:
@@ -204,6 +211,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--agent-socket", required=True, metavar="PATH")
     parser.add_argument("--volume", required=True)
+    parser.add_argument("--root", metavar="DIR", help="refuse when the volume is another directory than this")
     parser.add_argument("--no-gate", action="store_true", help="no filter: sync calls never wait")
     parser.add_argument("--cwd", metavar="DIR")
     parser.add_argument("--uid", type=int)
