@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from diffkeeper.domain import frames, positions, volumes
+from diffkeeper.domain import errors, frames, positions, volumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +91,14 @@ class EventLog(Protocol):
         """
 
     async def close(self) -> None: ...
+
+
+def stream_gap(origin: volumes.Origin, expected: int, found: int | None) -> errors.Corrupt:
+    instead = f"delivers {found} instead" if found is not None else "does not hold it"
+    return errors.Corrupt(
+        f"message {expected} of stream {origin.stream} is missing: the broker {instead}; nothing was skipped",
+        reason="stream-gap",
+        hint="the frame is asked for at another holder; check the broker's disk",
+        stream=origin.stream,
+        expected=expected,
+    )

@@ -104,7 +104,7 @@ class NatsEventLog:
             return None
         stored = await self.get(origin, sequence)
         if stored is None:
-            raise nats_reader.stream_gap(origin, sequence, None)
+            raise event_log.stream_gap(origin, sequence, None)
         return stored
 
     async def get(self, origin: volumes.Origin, stream_sequence: int) -> event_log.Stored | None:
