@@ -104,17 +104,13 @@ async def test_a_mirror_outlives_its_origin_with_everything_it_had(brokers: supp
     await until(lambda: ends_at(west, 300))
 
 
-async def test_a_mirror_catches_up_after_the_origin_was_away(brokers: support.Brokers) -> None:
+async def test_a_mirror_that_was_away_catches_up(brokers: support.Brokers) -> None:
     await brokers.start("east")
     await brokers.start("west", hub="east")
     east, west = await brokers.log("east"), await brokers.log("west")
     await east.create_origin(ORIGIN)
-    sent = list(framing.chain(60))
-    await brokers.servers["east"].kill()
-    # Made while nobody answers for the origin.
     await west.create_mirror(ORIGIN)
-    await brokers.restart("east")
-    await until(lambda: ends_none(east))
+    sent = list(framing.chain(60))
     await append_all(east, sent[:30])
     await until(lambda: ends_at(west, 30))
     await brokers.servers["west"].kill()
@@ -125,11 +121,40 @@ async def test_a_mirror_catches_up_after_the_origin_was_away(brokers: support.Br
     assert last is not None and last.wire == sent[-1].wire
 
 
-async def ends_none(log: event_log.EventLog) -> bool:
-    try:
-        return await log.last(ORIGIN) is None
-    except errors.Transient:
-        return False
+@pytest.mark.parametrize("made", ["before the outage", "in the outage"])
+async def test_a_reader_of_a_mirror_goes_on_soon_after_the_origin_was_away(
+    brokers: support.Brokers, made: str
+) -> None:
+    """The mirror itself finds its origin again only after 10 s and more."""
+    await brokers.start("east")
+    await brokers.start("west", hub="east")
+    east, west = await brokers.log("east"), await brokers.log("west")
+    await east.create_origin(ORIGIN)
+    sent = list(framing.chain(60))
+    await append_all(east, sent[:30])
+    if made == "before the outage":
+        await west.create_mirror(ORIGIN)
+        await until(lambda: ends_at(west, 30))
+    await brokers.servers["east"].kill()
+    if made == "in the outage":
+        await west.create_mirror(ORIGIN)
+    taken: list[bytes] = []
+
+    async def read() -> None:
+        async for stored in west.read(ORIGIN, 1):
+            taken.append(stored.wire)
+            if len(taken) == len(sent):
+                return
+
+    reading = asyncio.create_task(read())
+    await brokers.restart("east")
+    await until(lambda: ends_at(east, 30))
+    await append_all(east, sent[30:], 30)
+    began = time.monotonic()
+    async with asyncio.timeout(20):
+        await reading
+    assert time.monotonic() - began < 7
+    assert taken == [frame.wire for frame in sent]
 
 
 async def test_an_append_without_a_connection_fails_at_once_and_is_never_sent_later(

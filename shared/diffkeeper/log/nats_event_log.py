@@ -163,7 +163,7 @@ class NatsEventLog:
             append.fail(self._connection.unreachable())
 
     def read(self, origin: volumes.Origin, first_sequence: int) -> AsyncGenerator[event_log.Stored, None]:
-        return nats_reader.read(self._connection, self._api, origin, first_sequence)
+        return nats_reader.Reader(self._connection, self.site, origin).read(first_sequence)
 
     async def confirm(self, origin: volumes.Origin, confirmation: event_log.Confirmation) -> None:
         session = self._connection.current
