@@ -17,6 +17,9 @@ from diffkeeper_control.failover_requests import LeaderState
 from diffkeeper_control.monitor import Heard, Monitor
 from diffkeeper_control.registry import State, Volume
 
+# A barrier that waits longer than this says that its level is not met just now.
+LONG_WAIT_US = 1_000_000
+
 
 class Views:
     def __init__(self, embedded: Embedded, known: registry.Registry, monitor: Monitor) -> None:
@@ -152,14 +155,17 @@ def _text(error: Any) -> str:
 
 
 def _level(volume: Volume, status: dict[str, Any] | None) -> dict[str, Any]:
+    """A level counts as met while nobody has waited for it for long."""
     waiting = ((status or {}).get("barriers") or {}).get("waiting") or []
-    waits = [int(entry.get("since_us") or 0) for entry in waiting]
+    since = min((int(entry["since_us"]) for entry in waiting if entry.get("since_us")), default=None)
+    waiting_us = 0 if since is None or status is None else max(0, int(status.get("at_us") or since) - since)
     met = (
         status is not None
         and status.get("state") in ("scanning", "capturing", "released")
         and not status.get("error")
+        and waiting_us < LONG_WAIT_US
     )
-    return {"asked": volume.durability, "met": met, "waiting_us": max(waits, default=0)}
+    return {"asked": volume.durability, "met": met, "waiting_us": waiting_us}
 
 
 def _aged(status: dict[str, Any] | None, key: str, heard: Heard) -> dict[str, Any] | None:
