@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit import control_server
-from tests.unit.control_server import ControlServer, operation, volume
+from tests.support import control_server
+from tests.support.control_server import ControlServer, operation, volume
 
 from diffkeeper.domain import errors
 
