@@ -1,4 +1,4 @@
-"""The demo, told to its end, and interrupted at a random moment: it tells the truth, and leaves nothing behind."""
+"""The demo, told to its end, or interrupted at a random moment: true to its word, and nothing left behind."""
 
 from __future__ import annotations
 
