@@ -17,7 +17,7 @@ from typing import Any
 from diffkeeper.domain import errors
 from dkctl import client
 
-DKCTL = (sys.executable, "-c", "import sys; from dkctl.main import main; sys.exit(main())")
+DKCTL = (sys.executable, "-m", "dkctl.main")
 POLL_S = 0.02
 UP_TIMEOUT_S = 60.0
 
