@@ -1,4 +1,4 @@
-"""Each bench runs to its end and gives its figures; how large they are is not judged: the runs are too short."""
+"""Each bench runs to its end and gives its figures; how large they are is not judged after so short a run."""
 
 from __future__ import annotations
 
@@ -40,4 +40,6 @@ def test_bench_gives_its_figures_with_their_baselines(arguments: list[str], expe
     found: dict[str, dict[str, Any]] = {one["name"]: one for one in json.loads(done.stdout)["figures"]}
     assert expected <= found.keys()
     assert any(figure["baseline"] for figure in found.values())
-    assert all(figure["value"] > 0 for name, figure in found.items() if name in expected)
+    assert all(
+        figure["value"] > 0 for name, figure in found.items() if name in expected and "added" not in name
+    )
