@@ -76,13 +76,13 @@ def failover(
 
 
 def _warn_of_waiting(status: dict[str, Any], name: str) -> None:
-    """Say it when no other site is there to confirm, so that nobody takes a waiting program for a broken one."""
+    """Say it when no other site can confirm, so that nobody takes a waiting program for a broken one."""
     volume = next(one for one in status["volumes"] if one["volume"] == name)
     others = [site["site"] for site in status["sites"] if site["site"] != volume["leader"]]
     alive = [site["site"] for site in status["sites"] if site["state"] == ALIVE]
     if volume["durability"] == "remote" and not set(others) & set(alive):
         output.say(
-            f"dkctl: no other site is alive to confirm, so each fsync at {volume['leader']} waits until one is:"
+            f"dkctl: no other site is alive to confirm, so each fsync at {volume['leader']} waits for one"
             f"\n  try:   dkctl up --site {others[0]}; or, next time, dkctl failover --durability site"
         )
 
