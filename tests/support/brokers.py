@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
 from diffkeeper import nats_server
@@ -44,8 +45,11 @@ class Brokers:
             await self.linked(site)
         return self.servers[site]
 
-    async def restart(self, site: str) -> None:
+    async def restart(self, site: str, max_file_store_bytes: int | None = None) -> None:
+        """Start a stopped or killed server again, on the same ports and directory."""
         config = self.servers[site].config
+        if max_file_store_bytes is not None:
+            config = dataclasses.replace(config, max_file_store_bytes=max_file_store_bytes)
         self.servers[site] = await nats_server.NatsServer.start(config)
 
     async def linked(self, site: str) -> None:

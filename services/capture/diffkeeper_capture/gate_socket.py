@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
-import signal
 import socket
 import stat
 from collections.abc import Callable, Sequence
@@ -21,7 +19,7 @@ from typing import Any
 import structlog
 
 from diffkeeper.domain import errors
-from diffkeeper_capture import gate_messages, seccomp
+from diffkeeper_capture import call_table, gate_messages, seccomp, sync_calls
 from diffkeeper_capture.gate import Gate
 
 _log = structlog.get_logger("gate")
@@ -35,6 +33,8 @@ class Program:
     pid: int
     wrapper: int
     gated: bool
+    root: str | None = None  # the directory that its caller took the volume for
+    seen_at: str | None = None  # where it sees the volume, when that is not the volume's own path
     # Wait status; None while it runs, or when it ended while nobody could say how.
     status: int | None = None
     running: bool = True
@@ -47,8 +47,16 @@ class Program:
         return 128 + os.WTERMSIG(self.status) if os.WIFSIGNALED(self.status) else os.WEXITSTATUS(self.status)
 
 
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Where a program's calls go. Without a root every call is gated."""
+
+    gate: Gate
+    root: sync_calls.Root | None
+
+
 # The gate a program belongs to, or the error the wrapper is told. Called with each introduction.
-Admit = Callable[[Program], Gate]
+Admit = Callable[[Program], Admitted]
 
 
 class GateSocket:
@@ -104,13 +112,13 @@ class GateSocket:
             sock.setblocking(False)
             self._links.add(_WrapperLink(sock, self._take, self._links.discard))
 
-    def _take(self, program: Program) -> Gate:
-        gate = self._admit(program)
+    def _take(self, program: Program) -> Admitted:
+        admitted = self._admit(program)
         for link in list(self._links):
-            # A wrapper that begins again: what its old connection still waits for, it repeats on the new one.
+            # A wrapper that begins again; what its old connection received stands in its table.
             if link.program is not None and link.program.wrapper == program.wrapper:
                 link.close()
-        return gate
+        return admitted
 
 
 class _WrapperLink:
@@ -121,42 +129,36 @@ class _WrapperLink:
         self._socket: socket.socket | None = sock
         self._admit = admit
         self._ended = ended
-        self._gate: Gate | None = None
+        self._admitted: Admitted | None = None
         self._listener: seccomp.Listener | None = None
-        self._wrapper_fd: int | None = None
+        self._table: call_table.CallTable | None = None
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._on_packet)
 
     def let_go(self, idents: Sequence[int]) -> None:
-        """Gate's word for this program. A wrapper that does not read is one that died, or is repeated to."""
-        if self._socket is None:
-            if self._listener is not None:
-                for ident in idents:
-                    self._listener.let_go(ident)
+        """The gate's word for this program."""
+        if self._listener is None or self._table is None:
             return
-        for start in range(0, len(idents), gate_messages.IDS_PER_PACKET):
-            part = list(idents[start : start + gate_messages.IDS_PER_PACKET])
-            try:
-                self._socket.send(gate_messages.pack({"go": part}))
-            except OSError as error:
-                # It connects again and repeats these calls; a new barrier then covers them.
-                _log.warning("a run wrapper does not listen", error=str(error), **self._facts())
-                self.close()
-                return
+        had_room = self._table.has_room
+        for ident in idents:
+            self._listener.let_go(ident)
+            self._table.strike(ident)
+        if not had_room:
+            self._loop.add_reader(self._listener.fileno(), self._on_call)
 
     def close(self) -> None:
-        self._drop_socket()
+        """Stop receiving, then leave: from then on the wrapper receives."""
+        if self._admitted is not None:
+            self._admitted.gate.forget(self)
+            self._admitted = None
         if self._listener is not None:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
-        if self._wrapper_fd is not None:
-            self._loop.remove_reader(self._wrapper_fd)
-            os.close(self._wrapper_fd)
-            self._wrapper_fd = None
-        if self._gate is not None:
-            self._gate.forget(self)
-            self._gate = None
+        if self._table is not None:
+            self._table.close()
+            self._table = None
+        self._drop_socket()
         self._ended(self)
 
     def _drop_socket(self) -> None:
@@ -169,7 +171,7 @@ class _WrapperLink:
         while self._socket is not None:
             try:
                 data, descriptors, _flags, _ = socket.recv_fds(
-                    self._socket, gate_messages.PACKET_MAX_BYTES, 1
+                    self._socket, gate_messages.PACKET_MAX_BYTES, 2
                 )
             except BlockingIOError:
                 return
@@ -186,75 +188,68 @@ class _WrapperLink:
                 self.close()
 
     def _on_message(self, message: dict[str, Any], descriptors: list[int]) -> None:
-        if "gate" in message:
+        if "gate" in message and self.program is None:
             self._introduced(message, descriptors)
-        elif "calls" in message and self._gate is not None:
-            for ident, pid, call in message["calls"]:
-                self._gate.arrive(self, int(ident), int(pid), str(call))
         elif "exit" in message and self.program is not None:
             self.program.status = int(message["exit"])
             self.program.running = False
 
     def _introduced(self, message: dict[str, Any], descriptors: list[int]) -> None:
-        assert self._socket is not None
+        assert self._socket is not None, "a message came by it"
         program = Program(
-            str(message["gate"]), int(message["pid"]), int(message["wrapper"]), bool(message["gated"])
+            str(message["gate"]),
+            int(message["pid"]),
+            int(message["wrapper"]),
+            bool(message["gated"]),
+            message.get("root"),
+            message.get("seen_at"),
         )
-        if descriptors:
-            os.set_inheritable(descriptors[0], False)
+        if len(descriptors) == 2:
             self._listener = seccomp.Listener(descriptors[0])
+            self._table = call_table.CallTable(descriptors[1])
         try:
-            self._gate = self._admit(program)
+            self._admitted = self._admit(program)
         except errors.DiffKeeperError as error:
             self._socket.send(gate_messages.pack({"error": error.to_dict()}))
             self.close()
             return
         self.program = program
-        self._socket.send(gate_messages.pack({"ok": True}))
-        with contextlib.suppress(ProcessLookupError):
-            self._wrapper_fd = os.pidfd_open(program.wrapper)
-
-    def _on_end(self) -> None:
-        """The wrapper left: it died, its program ended, or it begins again."""
-        self._drop_socket()
-        if self.program is None or self._listener is None or self._gate is None:
-            self._settle()
-            self.close()
+        try:
+            self._socket.send(gate_messages.pack({"ok": True}))
+        except OSError:
+            self._on_end()  # it was killed before it had its answer
             return
-        if self._wrapper_fd is not None and not select.select([self._wrapper_fd], [], [], 0)[0]:
-            # Not dead, or not yet: it may begin again (then ``_take`` closes this link), or its death is on
-            # its way.
-            self._loop.add_reader(self._wrapper_fd, self._on_wrapper_death)
-            return
-        self._receive_for_orphans()
-
-    def _on_wrapper_death(self) -> None:
-        assert self._wrapper_fd is not None
-        self._loop.remove_reader(self._wrapper_fd)
-        self._receive_for_orphans()
-
-    def _receive_for_orphans(self) -> None:
-        self._settle()
-        assert self._listener is not None
-        if self._listener.is_abandoned():
-            self.close()
-            return
-        _log.warning("a program's run wrapper is gone; the agent receives its sync calls", **self._facts())
-        self._loop.add_reader(self._listener.fileno(), self._on_call)
+        if self._listener is not None and self._table is not None:
+            for ident, pid, call in self._table.waiting():
+                self._admitted.gate.arrive(self, ident, pid, call)
+            self._loop.add_reader(self._listener.fileno(), self._on_call)
 
     def _on_call(self) -> None:
-        assert self._listener is not None and self._gate is not None
-        while (stopped := self._listener.receive()) is not None:
-            self._gate.arrive(self, stopped.id, stopped.pid, stopped.call)
-        if self._listener.is_abandoned():
-            self.close()
+        listener, table, admitted = self._listener, self._table, self._admitted
+        assert listener is not None and table is not None and admitted is not None, "they go with the reader"
+        while table.has_room and (stopped := listener.receive()) is not None:
+            table.note(stopped)
+            if sync_calls.concerns(admitted.root, stopped.call, stopped.pid, stopped.args):
+                admitted.gate.arrive(self, stopped.id, stopped.pid, stopped.call)
+            else:
+                self.let_go([stopped.id])
+        if not table.has_room:
+            self._loop.remove_reader(listener.fileno())
+        elif listener.is_abandoned():
+            # Nobody is left under the filter. With the connection still up the wrapper will say how it ended.
+            self._loop.remove_reader(listener.fileno())
+            if self._socket is None:
+                self.close()
 
-    def _settle(self) -> None:
-        """The program itself ended with its wrapper, which takes it along."""
-        if self.program is not None and self.program.running:
+    def _on_end(self) -> None:
+        """The wrapper is gone: its program ended, or it was killed and took the program along."""
+        self._drop_socket()
+        if self.program is not None:
             self.program.running = False
-            if self.program.status is None:
-                self.program.status = signal.SIGKILL
+        if self._listener is None or self._listener.is_abandoned():
+            self.close()
+        else:
+            _log.warning("processes live on whose run wrapper is gone", **self._facts())
 
     def _facts(self) -> dict[str, Any]:
         return {} if self.program is None else {"volume": self.program.volume, "pid": self.program.pid}

@@ -1,10 +1,10 @@
 """``diffkeeper-run``: starts a program behind the gate and stays its parent.
 
 It forks; the child puts the seccomp filter on itself and becomes the program (``program_launch``). The
-wrapper receives each stopped sync call, lets it go on at once when it concerns no file of the volume, and
-otherwise tells the agent and waits for its word (``gate_messages``). When the agent goes it keeps all calls
-stopped and offers itself to the successor for ever. Signals, exit code and death by signal pass through.
-Small on purpose: standard library only.
+wrapper gives the agent the listener on which stopped sync calls are received. When the agent goes, the
+wrapper takes over: it receives, so that no call waits unseen, lets none go on, and offers all of them to the
+agent's successor for ever. Signals, exit code and death by signal pass through. Small on purpose: standard
+library only.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 from diffkeeper.domain import errors
-from diffkeeper_capture import program_launch, seccomp, sync_calls
+from diffkeeper_capture import call_table, program_launch, seccomp
 from diffkeeper_capture.agent_link import AgentLink, AgentSaidNo
 from diffkeeper_capture.program_launch import EXIT_OWN_FAILURE, Launch
 from diffkeeper_capture.signal_relay import SignalRelay
@@ -31,53 +32,45 @@ from diffkeeper_capture.signal_relay import SignalRelay
 FIRST_ANSWER_S = 10.0
 
 
-class Wrapper:
-    """One program, its listener, and the link to whichever agent there is."""
+@dataclass(frozen=True, slots=True)
+class ProgramGate:
+    """The listener of one program and the calls received on it."""
 
-    def __init__(
-        self, child: int, listener: seccomp.Listener | None, link: AgentLink, root: sync_calls.Root | None
-    ) -> None:
-        self._child = child
-        self._listener = listener
-        self._link = link
-        self._root = root
-        self._signals: SignalRelay | None = None
-        # Stopped calls the agent has not let go yet, oldest first. Invariant: a superset of what the agent
-        # knows.
-        self._waiting: dict[int, tuple[int, str]] = {}
+    listener: seccomp.Listener
+    table: call_table.CallTable
 
-    def supervise(self, signals: SignalRelay) -> int:
-        """Until the program has ended; its wait status."""
-        poll = select.poll()
-        poll.register(signals.fileno(), select.POLLIN)
-        if self._listener is not None:
-            poll.register(self._listener.fileno(), select.POLLIN)
-        while True:
-            with self._link.registered(poll):
-                ready = poll.poll(self._link.patience_ms())
-            self._receive()
-            for ident in self._link.exchange(self._waiting):
-                self._let_go(ident)
-            if any(descriptor == signals.fileno() for descriptor, _ in ready):
-                status = signals.relay(self._child)
-                if status is not None:
-                    self._link.say_exit(status)
-                    return status
+    def receive(self) -> None:
+        while self.table.has_room and (stopped := self.listener.receive()) is not None:
+            self.table.note(stopped)
 
-    def _receive(self) -> None:
-        if self._listener is None:
-            return
-        while (stopped := self._listener.receive()) is not None:
-            if sync_calls.concerns(self._root, stopped.call, stopped.pid, stopped.args):
-                self._waiting[stopped.id] = (stopped.pid, stopped.call)
-                self._link.add(stopped.id)
-            else:
-                self._listener.let_go(stopped.id)
 
-    def _let_go(self, ident: int) -> None:
-        assert self._listener is not None, "only gated calls wait"
-        if self._waiting.pop(ident, None) is not None:
-            self._listener.let_go(ident)
+def supervise(child: int, gate: ProgramGate | None, link: AgentLink, signals: SignalRelay) -> int:
+    """Until the program has ended; its wait status."""
+    while True:
+        ready = _wait(gate, link, signals)
+        if signals.fileno() in ready:
+            status = signals.relay(child)
+            if status is not None:
+                link.say_exit(status)
+                return status
+        if link.is_up:
+            if not link.listen() and gate is not None:
+                gate.table.recover(gate.listener)
+        else:
+            if gate is not None:
+                gate.receive()
+            link.try_again()
+
+
+def _wait(gate: ProgramGate | None, link: AgentLink, signals: SignalRelay) -> set[int]:
+    poll = select.poll()
+    poll.register(signals.fileno(), select.POLLIN)
+    if link.is_up:
+        poll.register(link.fileno(), select.POLLIN)
+        return {descriptor for descriptor, _ in poll.poll()}
+    if gate is not None and gate.table.has_room:
+        poll.register(gate.listener.fileno(), select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll(link.pause_ms())}
 
 
 def main() -> NoReturn:
@@ -104,9 +97,6 @@ def run(options: argparse.Namespace) -> int:
     launch = Launch(
         tuple(options.argv), options.cwd, options.uid, options.gid, options.bind, gated=not options.no_gate
     )
-    root = None
-    if options.root is not None:
-        root = sync_calls.Root.of(options.root, options.bind[1] if options.bind else None)
     # Before the fork, so that no signal is lost between it and the loop.
     relay = SignalRelay()
     ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -125,11 +115,20 @@ def run(options: argparse.Namespace) -> int:
         )
     childs.close()
     os.close(failures_in)
-    listener = _take_listener(ours, child, failures_out) if launch.gated else None
-    link = AgentLink(options.agent_socket, options.volume, child, listener)
+    gate = _take_gate(ours, child, failures_out) if launch.gated else None
+    hello = {
+        "gate": options.volume,
+        "pid": child,
+        "wrapper": wrapper_pid,
+        "gated": gate is not None,
+        "root": options.root,
+        "seen_at": options.bind[1] if options.bind else None,
+    }
+    descriptors = [] if gate is None else [gate.listener.fileno(), gate.table.descriptor]
+    link = AgentLink(options.agent_socket, hello, descriptors)
     try:
         link.introduce(FIRST_ANSWER_S)
-    except (AgentSaidNo, OSError) as error:
+    except (AgentSaidNo, OSError, ValueError) as error:
         ours.close()  # the child reads the end of it and exits
         os.waitpid(child, 0)
         raise _no_agent(options.agent_socket, error) from error
@@ -140,10 +139,10 @@ def run(options: argparse.Namespace) -> int:
         status = os.waitpid(child, 0)[1]
         link.say_exit(status)
         raise _NotStarted(failure)
-    return Wrapper(child, listener, link, root).supervise(relay)
+    return supervise(child, gate, link, relay)
 
 
-def _take_listener(ours: socket.socket, child: int, failures: int) -> seccomp.Listener:
+def _take_gate(ours: socket.socket, child: int, failures: int) -> ProgramGate:
     _data, descriptors, _flags, _address = socket.recv_fds(ours, 16, 1)
     if not descriptors:
         os.waitpid(child, 0)
@@ -154,7 +153,21 @@ def _take_listener(ours: socket.socket, child: int, failures: int) -> seccomp.Li
             )
         )
     os.set_inheritable(descriptors[0], False)
-    return seccomp.Listener(descriptors[0])
+    listener = seccomp.Listener(descriptors[0])
+    table = call_table.CallTable.create()
+    table.begin_after(_first_call(listener))
+    return ProgramGate(listener, table)
+
+
+def _first_call(listener: seccomp.Listener) -> int:
+    """The number of the call that the child makes for this purpose; those of the program follow it."""
+    poll = select.poll()
+    poll.register(listener.fileno(), select.POLLIN)
+    while (stopped := listener.receive()) is None:
+        if any(event & select.POLLHUP for _, event in poll.poll()):
+            raise errors.DiffKeeperError("the program's process was killed before it was started")
+    listener.let_go(stopped.id)
+    return stopped.id
 
 
 def _read_failure(descriptor: int) -> program_launch.Failure | None:
@@ -198,9 +211,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--agent-socket", required=True, metavar="PATH")
     parser.add_argument("--volume", required=True)
-    parser.add_argument(
-        "--root", metavar="DIR", help="the volume's directory: calls on files elsewhere pass at once"
-    )
+    parser.add_argument("--root", metavar="DIR", help="refuse when the volume is another directory than this")
     parser.add_argument("--no-gate", action="store_true", help="no filter: sync calls never wait")
     parser.add_argument("--cwd", metavar="DIR")
     parser.add_argument("--uid", type=int)

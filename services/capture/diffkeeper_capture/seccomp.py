@@ -33,9 +33,10 @@ _PR_SET_NO_NEW_PRIVS = 38
 _RET_ALLOW = 0x7FFF0000
 _RET_USER_NOTIF = 0x7FC00000
 
-# _IOWR('!', 0, 80), _IOWR('!', 1, 24), _IOW('!', 4, 8) of <linux/seccomp.h>.
+# _IOWR('!', 0, 80), _IOWR('!', 1, 24), _IOW('!', 2, 8), _IOW('!', 4, 8) of <linux/seccomp.h>.
 _NOTIF_RECV = 0xC0502100
 _NOTIF_SEND = 0xC0182101
+_NOTIF_ID_VALID = 0x40082102
 _SET_FLAGS = 0x40082104
 _FLAG_CONTINUE = 1
 _FD_SYNC_WAKE_UP = 1  # since Linux 6.6
@@ -162,6 +163,16 @@ class Listener:
             fcntl.ioctl(self._descriptor, _NOTIF_SEND, _RESPONSE.pack(ident, 0, 0, _FLAG_CONTINUE))
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINPROGRESS):
+                return False
+            raise
+        return True
+
+    def still_waits(self, ident: int) -> bool:
+        """Whether a call that somebody received waits for its answer."""
+        try:
+            fcntl.ioctl(self._descriptor, _NOTIF_ID_VALID, struct.pack("<Q", ident))
+        except OSError as error:
+            if error.errno == errno.ENOENT:
                 return False
             raise
         return True

@@ -59,49 +59,30 @@ class Root:
             os.close(descriptor)
 
 
-@dataclass(frozen=True, slots=True)
-class SyncedFile:
-    """What ``/proc`` says of the descriptor in a call."""
-
-    path: bytes
-    device: int
-    mount: int
-
-
-def is_outside(root: Root, file: SyncedFile) -> bool:
-    """Whether a file surely lies outside the volume; when in doubt it does not.
-
-    A path alone proves nothing, because the same directory can be mounted at two places: so on the volume's
-    own file system the path only counts when it was reached by the volume's own mount.
-    """
-    if any(
-        root_path == b"/" or file.path == root_path or file.path.startswith(root_path + b"/")
-        for root_path in root.paths
-    ):
-        return False
-    return file.device != root.device or file.mount == root.mount
+def is_below(root: Root, path: bytes) -> bool:
+    return any(at == b"/" or path == at or path.startswith(at + b"/") for at in root.paths)
 
 
 def concerns(root: Root | None, call: str, pid: int, args: tuple[int, ...]) -> bool:
-    """Whether a stopped call must wait for a receipt. What cannot be found out counts as yes."""
+    """Whether a stopped call must wait for a receipt. What cannot be found out counts as yes.
+
+    A path alone proves nothing, because the same directory can be mounted at two places: on the volume's own
+    file system a path outside only counts when it was reached by the volume's own mount.
+    """
     if call == "msync":
         return bool(args[2] & _MODE_SYNC)
     if root is None or call not in _ONE_FILE:
         return True
     # The kernel takes the descriptor as an int and ignores the upper half of the register.
     descriptor = args[0] & 0xFFFFFFFF
+    link = f"/proc/{pid}/fd/{descriptor}"
     try:
-        file = _look(pid, descriptor)
+        return is_below(root, os.fsencode(os.readlink(link))) or (
+            os.stat(link).st_dev == root.device
+            and _mount_of(f"/proc/{pid}/fdinfo/{descriptor}") != root.mount
+        )
     except OSError:
         return True
-    return not is_outside(root, file)
-
-
-def _look(pid: int, descriptor: int) -> SyncedFile:
-    link = f"/proc/{pid}/fd/{descriptor}"
-    return SyncedFile(
-        os.fsencode(os.readlink(link)), os.stat(link).st_dev, _mount_of(f"/proc/{pid}/fdinfo/{descriptor}")
-    )
 
 
 def _mount_of(fdinfo: str) -> int:

@@ -162,6 +162,12 @@ class Journal:
             with open(segment.path, "rb", buffering=0) as file:
                 while offset < segment.end:
                     record, frame = _read(file.fileno(), offset, segment.path)
+                    if tip is None and frame.header.parent != position:
+                        raise errors.Corrupt(
+                            f"the journal goes on from {frame.header.parent} and not from {position}",
+                            reason="not-in-journal",
+                            hint="rebuild the replica: its directory holds a tail that the chain left behind",
+                        )
                     if tip is not None and frames.follows(tip, frame) is not frames.Follows.NEXT:
                         raise _damaged(segment.path, offset, "it does not continue the frame before it")
                     tip = frames.Tip(frame.position, frame.hash)

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from diffkeeper.domain import frames, positions, volumes
+from diffkeeper.domain import errors, frames, positions, volumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,20 @@ class EventLog(Protocol):
         """One message by its stream sequence; None when the stream does not hold it."""
 
     def append(
-        self, origin: volumes.Origin, frame: frames.Frame, expected_sequence: int
+        self,
+        origin: volumes.Origin,
+        frame: frames.Frame,
+        expected_sequence: int,
+        after: frames.Frame | None = None,
     ) -> asyncio.Future[int]:
         """Send a frame that must become ``expected_sequence + 1``; calls made in order are sent in order,
         without waiting.
 
-        The future resolves to the stream sequence; raises TimedOut when it is unknown whether the frame is
-        stored, ``Fenced`` (reason ``wrong-last-sequence``) when the stream is elsewhere, Refused (reason
-        ``log-full``) when it has no room, Unreachable when the connection is down.
+        ``after`` is the frame before it when that one is not acknowledged yet: if another writer takes its
+        place, this frame must not be stored behind the stranger's. The future resolves to the stream
+        sequence; raises TimedOut when it is unknown whether the frame is stored, Fenced (reason
+        ``wrong-last-sequence``) when the stream is elsewhere, Refused (reason ``log-full``) when it has no
+        room, Unreachable when it was not sent because the connection is down.
         """
 
     def read(self, origin: volumes.Origin, first_sequence: int) -> AsyncIterator[Stored]:
@@ -85,3 +91,14 @@ class EventLog(Protocol):
         """
 
     async def close(self) -> None: ...
+
+
+def stream_gap(origin: volumes.Origin, expected: int, found: int | None) -> errors.Corrupt:
+    instead = f"delivers {found} instead" if found is not None else "does not hold it"
+    return errors.Corrupt(
+        f"message {expected} of stream {origin.stream} is missing: the broker {instead}; nothing was skipped",
+        reason="stream-gap",
+        hint="the frame is asked for at another holder; check the broker's disk",
+        stream=origin.stream,
+        expected=expected,
+    )

@@ -27,7 +27,7 @@ APPEND_TIMEOUT_S = 5.0
 _JS_NO_MESSAGE = 10037
 _JS_NAME_IN_USE = 10058
 _JS_OTHER_STREAM = 10060
-_JS_WRONG_LAST_SEQUENCE = 10071
+_JS_WRONG_LAST = frozenset({10070, 10071})  # message id, sequence
 # Insufficient resources, memory and storage exceeded, and a store that failed, most often for want of room.
 _JS_FULL = frozenset({10023, 10028, 10047, 10077})
 
@@ -104,7 +104,7 @@ class NatsEventLog:
             return None
         stored = await self.get(origin, sequence)
         if stored is None:
-            raise nats_reader.stream_gap(origin, sequence, None)
+            raise event_log.stream_gap(origin, sequence, None)
         return stored
 
     async def get(self, origin: volumes.Origin, stream_sequence: int) -> event_log.Stored | None:
@@ -120,9 +120,13 @@ class NatsEventLog:
         return event_log.Stored(int(message["seq"]), base64.b64decode(message.get("data", "")))
 
     def append(
-        self, origin: volumes.Origin, frame: frames.Frame, expected_sequence: int
+        self,
+        origin: volumes.Origin,
+        frame: frames.Frame,
+        expected_sequence: int,
+        after: frames.Frame | None = None,
     ) -> asyncio.Future[int]:
-        append = _Append(origin, frame, expected_sequence)
+        append = _Append(origin, frame, expected_sequence, after)
         if self._connection.current is None:
             append.fail(self._connection.unreachable())
             return append.future
@@ -195,18 +199,25 @@ class NatsEventLog:
 class _Append:
     """One append, from the call to its result. Its clock starts when it is handed to the connection."""
 
-    def __init__(self, origin: volumes.Origin, frame: frames.Frame, expected: int) -> None:
+    def __init__(
+        self, origin: volumes.Origin, frame: frames.Frame, expected: int, after: frames.Frame | None
+    ) -> None:
         self.origin = origin
         self.frame = frame
         self.expected = expected
+        self.after = after
         self.future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def headers(self) -> dict[str, str]:
-        return {
+        headers = {
             "Nats-Expected-Stream": self.origin.stream,
             "Nats-Expected-Last-Sequence": str(self.expected),
             "Nats-Msg-Id": self.frame.message_id,
         }
+        if self.after is not None:
+            # Only behind a frame under way: a broker started anew has forgotten the last id if it is old.
+            headers["Nats-Expected-Last-Msg-Id"] = self.after.message_id
+        return headers
 
     def await_reply(self, session: nats_connection.Session) -> str:
         subject, reply = session.expect()
@@ -264,7 +275,7 @@ class _Append:
 
     def _refusal(self, error: dict[str, Any]) -> errors.DiffKeeperError:
         number, text = error.get("err_code", 0), str(error.get("description", ""))
-        if number == _JS_WRONG_LAST_SEQUENCE:
+        if number in _JS_WRONG_LAST:
             return self._elsewhere(text)
         if number in _JS_FULL:
             return errors.Refused(

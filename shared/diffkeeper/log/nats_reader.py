@@ -164,7 +164,7 @@ async def _in_order(
         if count != delivered + 1:
             raise _Again
         if sequence != expected:
-            raise stream_gap(origin, expected, sequence)
+            raise event_log.stream_gap(origin, expected, sequence)
         delivered = count
         expected += 1
         yield event_log.Stored(sequence, msg.data)
@@ -193,14 +193,3 @@ def _places(reply: str) -> tuple[int, int]:
         return int(tokens[at]), int(tokens[at + 1])
     except (IndexError, ValueError):
         raise _Again from None
-
-
-def stream_gap(origin: volumes.Origin, expected: int, found: int | None) -> errors.Corrupt:
-    instead = f"delivers {found} instead" if found is not None else "does not hold it"
-    return errors.Corrupt(
-        f"message {expected} of stream {origin.stream} is missing: the broker {instead}; nothing was skipped",
-        reason="stream-gap",
-        hint="the frame is asked for at another holder; check the broker's disk",
-        stream=origin.stream,
-        expected=expected,
-    )
