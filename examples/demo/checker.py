@@ -1,4 +1,4 @@
-"""Judges what was found against what the client wrote down; knows neither who broke what nor how it was mended.
+"""Judges what was found by what the client wrote down; knows neither who broke what nor how it was mended.
 
 Each acknowledged order must be there exactly once, as it was sent, and after every order that had been
 acknowledged before it was first sent. An order whose fate the client does not know may be there; one that

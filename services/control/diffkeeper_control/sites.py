@@ -89,8 +89,9 @@ class Replicator(Service):
     async def promote(self, volume: str, epoch: int) -> Answer:
         return await self._post(volume, "promote", {"epoch": epoch}, 30.0)
 
-    async def log(self, volume: str, after: str, limit: int) -> Answer:
-        return await self.call("GET", f"/v1/volumes/{volume}/log?after={after}&limit={limit}")
+    async def log(self, volume: str, after: str | None, limit: int) -> Answer:
+        since = "" if after is None else f"after={after}&"
+        return await self.call("GET", f"/v1/volumes/{volume}/log?{since}limit={limit}")
 
     async def digest(self, volume: str) -> Answer:
         return await self.call("GET", f"/v1/volumes/{volume}/digest", timeout_s=600.0)

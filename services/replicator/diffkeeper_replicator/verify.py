@@ -114,19 +114,18 @@ def replay(
     return state
 
 
-def differences(expected: dict[str, Entry], found: dict[str, Entry]) -> list[str]:
-    """What is not the same, at most fifty sentences; empty when the two are equal."""
-    told: list[str] = []
+class Difference(NamedTuple):
+    path: str
+    expected: Entry | None
+    found: Entry | None
+
+
+def differences(expected: dict[str, Entry], found: dict[str, Entry]) -> list[Difference]:
+    """Paths that are not the same, at most fifty; empty when the two are equal."""
+    told: list[Difference] = []
     for path in sorted(expected.keys() | found.keys()):
-        if expected.get(path) == found.get(path):
-            continue
-        if path not in found:
-            told.append(f"{path}: missing")
-        elif path not in expected:
-            told.append(f"{path}: should not be there")
-        else:
-            pairs = zip(Entry._fields, expected[path], found[path], strict=True)
-            told.append(f"{path}: " + ", ".join(f"{name} {a} is {b}" for name, a, b in pairs if a != b))
-        if len(told) == _MOST_DIFFERENCES:
-            break
+        if expected.get(path) != found.get(path):
+            told.append(Difference(path, expected.get(path), found.get(path)))
+            if len(told) == _MOST_DIFFERENCES:
+                break
     return told

@@ -5,7 +5,10 @@ Only questions that are asked many times a second (status while measuring) go to
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,9 +18,9 @@ from types import TracebackType
 from typing import Any
 
 from diffkeeper.domain import errors
-from dkctl import client
+from dkctl import client, daemon, deployments
 
-DKCTL = (sys.executable, "-c", "import sys; from dkctl.main import main; sys.exit(main())")
+DKCTL = (sys.executable, "-m", "dkctl.main")
 POLL_S = 0.02
 UP_TIMEOUT_S = 60.0
 
@@ -34,7 +37,7 @@ class Trial:
         try:
             self.dkctl("up", "--detach", "--sites", ",".join(self.sites), timeout_s=UP_TIMEOUT_S)
         except BaseException:
-            self._end()
+            self._kill_what_is_left()
             raise
         return self
 
@@ -47,10 +50,19 @@ class Trial:
         try:
             self.dkctl("down", timeout_s=UP_TIMEOUT_S)
         finally:
+            self._kill_what_is_left()
             for run in self._runs:
                 if run.poll() is None:
                     run.terminate()
                 run.wait()
+
+    def _kill_what_is_left(self) -> None:
+        """Whatever the deployment notes as its own and still runs; nothing after an orderly end."""
+        deployment = deployments.find(self.directory)
+        for process in deployment.processes() if deployment is not None else ():
+            if daemon.is_running(process.pid, process.start_ticks):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
 
     def dkctl(self, *arguments: str, timeout_s: float = 60.0, accept: Sequence[int] = (0,)) -> str:
         """What the command printed; raises when its exit code is not one of ``accept``."""
@@ -109,7 +121,7 @@ class Trial:
         self.dkctl("down", "--site", site, "--kill")
 
     def start_site(self, site: str) -> None:
-        self.control().start_site(site)
+        self.dkctl("down", "--site", site, "--start")
 
     def failover(self, volume: str, target: str, *more: str) -> dict[str, Any]:
         """The finished operation, with its ``timings_ms``."""
