@@ -127,7 +127,7 @@ async def _ended(descriptor: int, patience_s: float) -> bool:
 
 
 def kill_session(leader: int) -> None:
-    """SIGKILL to every process of a session. While members live, the number of a dead leader is not given away."""
+    """SIGKILL to every process of a session. A dead leader's number stays taken while members live."""
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() and _session_of(entry.name) == leader:
             with contextlib.suppress(ProcessLookupError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import structlog
@@ -31,6 +31,7 @@ from diffkeeper_capture.shipper import Shipper
 from diffkeeper_capture.spool import Spool
 from diffkeeper_capture.volume_order import Order, VolumeFiles
 from diffkeeper_capture.volume_recovery import Beginning, Start
+from diffkeeper_capture.watch_probe import WatchProbe
 
 ROOT_CHECK_S = 1.0
 # The tree is saved after this time, or this much of the log, whichever comes first; a restart replays what
@@ -71,7 +72,7 @@ class VolumeCapture:
         order: Order,
         files: VolumeFiles,
         parts: Parts,
-        drain: DrainLoop | None,
+        probe: DrainLoop | WatchProbe,
         *,
         degrade_after_s: float,
     ) -> None:
@@ -104,7 +105,11 @@ class VolumeCapture:
         self.last_gap: dict[str, Any] | None = None
         self._start = parts.start
         self._event_log = parts.log
-        self._drain = drain
+        # Exactly one of the two.
+        self._drain = probe if isinstance(probe, DrainLoop) else None
+        self._watch = probe if isinstance(probe, WatchProbe) else None
+        # Comparisons made for the portable probe, one after the other.
+        self._comparing = asyncio.Lock()
         # Set while what the log says is known to be what the directory is.
         self._whole = asyncio.Event()
         self._saved = frames.Tip(parts.start.tip.position, parts.start.tip.hash)
@@ -125,6 +130,8 @@ class VolumeCapture:
                 )
                 group.create_task(self.gate.run(), name="gate")
                 group.create_task(self._keep(), name="keep")
+                if self._watch is not None:
+                    group.create_task(self._collect(self._watch), name="watch")
                 await self._begin()
                 self._whole.set()
                 self.state = "capturing"
@@ -160,9 +167,10 @@ class VolumeCapture:
             case Beginning.RESTART:
                 cause = "agent-restart"
                 self._note_gap(cause)
-        for _ in self.observer.rescan(cause):
-            await self._breathe()
-        await self._settle()
+        async with self._comparing:
+            for _ in self.observer.rescan(cause):
+                await self._breathe()
+            await self._settle()
         self.gap_open = False
         if self._start.based:
             self.progress["done"] = True
@@ -170,17 +178,23 @@ class VolumeCapture:
             self._end_base()
 
     async def _first_sight(self) -> None:
-        for progress in self.observer.scan_base():
-            self.progress = {
-                "files": progress.files,
-                "bytes": progress.bytes,
-                "files_total": progress.files_total,
-                "bytes_total": progress.bytes_total,
-                "done": False,
-            }
-            await self._breathe()
-        await self._settle()
+        scan = self.observer.scan_base() if self._watch is None else self._watch.scan_base(self.observer)
+        async with self._comparing:
+            for progress in scan:
+                self.progress = {**asdict(progress), "done": False}
+                await self._breathe()
+            await self._settle()
         self._end_base()
+
+    async def _collect(self, watch: WatchProbe) -> None:
+        """The portable probe's loop: wait for changes, compare, ship."""
+        await self._until_whole()
+        while True:
+            await watch.changed_paths()
+            async with self._comparing:
+                for _ in watch.collect(self.observer):
+                    await self._breathe()
+            self._ship(self.framer.cut())
 
     def _end_base(self) -> None:
         self._ship(self.framer.cut(frames.Flag.BASE_END))
@@ -267,6 +281,10 @@ class VolumeCapture:
     async def cut_barrier(self, calls: Sequence[Call]) -> frames.Tip:
         """Everything that had returned before this call, in frames on their way; or raises the end."""
         await self._until_whole()
+        if self._watch is not None:
+            async with self._comparing:
+                for _ in self._watch.barrier(self.observer):
+                    await self._breathe()
         while not self.observer.before_barrier(self._catch_up()):
             self._ship(self.framer.cut())
             await asyncio.sleep(0)
@@ -339,6 +357,8 @@ class VolumeCapture:
         self.state = "released"
 
     def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
         self.observer.close()
         self.spool.close()
 

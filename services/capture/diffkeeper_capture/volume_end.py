@@ -87,7 +87,7 @@ async def release(capture: VolumeCapture, timeout_s: float = 20.0) -> Answer:
 
 
 async def stop_program(capture: VolumeCapture, gate_socket: GateSocket, grace_s: float) -> None:
-    """End the volume's program and what is left of it under the gate; raises TimedOut when something stays."""
+    """End the volume's program and what is left of it under the gate; raises TimedOut otherwise."""
     program = capture.program
     if program is None:
         return
