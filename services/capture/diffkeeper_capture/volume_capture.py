@@ -103,6 +103,8 @@ class VolumeCapture:
         )
         self.gap_open = False
         self.last_gap: dict[str, Any] | None = None
+        self._broken = asyncio.Event()
+        self._breakage: Exception | None = None
         self._start = parts.start
         self._event_log = parts.log
         # Exactly one of the two.
@@ -130,6 +132,7 @@ class VolumeCapture:
                 )
                 group.create_task(self.gate.run(), name="gate")
                 group.create_task(self._keep(), name="keep")
+                group.create_task(self._fail_when_broken(), name="fail")
                 if self._watch is not None:
                     group.create_task(self._collect(self._watch), name="watch")
                 await self._begin()
@@ -143,6 +146,19 @@ class VolumeCapture:
             self._end(
                 errors.DiffKeeperError(f"capture failed: {_first(group_of_errors)!r}", reason="internal")
             )
+
+    async def _fail_when_broken(self) -> None:
+        await self._broken.wait()
+        assert self._breakage is not None, "it is set before"
+        # Where the directory itself was moved away, that is what people must hear of, not what followed.
+        await asyncio.to_thread(self.observer.reader.check_root)
+        raise self._breakage
+
+    def _break(self, error: Exception) -> None:
+        """End the volume for a reason met while records were handled; the loop that handles them goes on."""
+        if self._breakage is None:
+            self._breakage = error
+            self._broken.set()
 
     def _end(self, error: BaseException) -> None:
         assert isinstance(error, errors.DiffKeeperError), "only ours come here"
@@ -224,13 +240,28 @@ class VolumeCapture:
     # --------------------------------------------------------------------------------------------------
     # records
 
+    @property
+    def is_active(self) -> bool:
+        return self.state in ("scanning", "capturing") and self._breakage is None
+
     def feed(self, record: records.Record, payload: memoryview) -> None:
-        if self.state in ("scanning", "capturing"):
+        if not self.is_active:
+            return
+        try:
             self.observer.observe(record, payload)
+        except Exception as error:  # noqa: BLE001
+            self._break(error)
 
     def drained(self, empty_ns: int | None) -> bool:
-        if self.state not in ("scanning", "capturing"):
+        if not self.is_active:
             return False
+        try:
+            return self._drained(empty_ns)
+        except Exception as error:  # noqa: BLE001
+            self._break(error)
+            return False
+
+    def _drained(self, empty_ns: int | None) -> bool:
         settled = True
         if empty_ns is not None and self._whole.is_set():
             settled = self.observer.settle(empty_ns)
@@ -244,6 +275,8 @@ class VolumeCapture:
         return not settled or self.framer.pending > 0
 
     def lost(self, inodes: frozenset[int] | None) -> None:
+        if not self.is_active:
+            return
         detail = "everywhere" if inodes is None else f"{len(inodes)} files"
         self._note_gap("lost-records")
         self.observer.lose(inodes or (), everywhere=inodes is None, detail=detail)
