@@ -112,6 +112,8 @@ def render(config: ServerConfig) -> str:
         leaf += [f"  {{ url: {_text(url)} }}" for url in urls]
         leaf += ["]"]
     if leaf:
+        # Frames are compressed already; even "uncompressed" s2 framing copies and checksums each byte.
+        leaf.append("compression: off")
         lines.append(f"leafnodes {_block(leaf)}")
     return "\n".join(lines) + "\n"
 
