@@ -80,7 +80,8 @@ class Plan:
     leader: str
     target: str
     old_epoch: int
-    # Invariant: greater than every epoch ever handed out for the volume; rolling back takes the one after it.
+    # Invariant: greater than every epoch ever handed out for the volume. Rolling back takes the one after it,
+    # and the registry counts that as handed out from the moment it is recorded.
     epoch: int
     planned: bool  # the leader was alive
     leader_dead: bool  # for certain: its processes are gone
@@ -89,6 +90,7 @@ class Plan:
     start: bool
     grace_s: float
     timeout_s: float
+    durability: str | None = None  # of the new reign; None: as before
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The phase's effect failed. ``unknown``: it may have happened all the same (no answer, or none in time)."""
+    """The phase's effect failed. ``unknown``: it may have happened all the same (no answer in time)."""
 
     trouble: Trouble
     unknown: bool
@@ -314,8 +316,8 @@ def _check_caught_up(state: Failover) -> tuple[Failover, list[Effect]]:
             _troubled(
                 state,
                 "wrong-end",
-                f"the replica at {state.plan.target} stands at {state.caught_up.position} and not at the end of the "
-                f"handed-over log, {state.handover.position}",
+                f"the replica at {state.plan.target} stands at {state.caught_up.position} and not at the end "
+                f"of the log as it was handed over, {state.handover.position}",
                 "dkctl verify says which replica differs",
             )
         )
@@ -340,8 +342,8 @@ def _check_promoted(state: Failover) -> tuple[Failover, list[Effect]]:
             _troubled(
                 state,
                 "moved-after-promise",
-                f"the replica at {state.plan.target} moved from {state.caught_up.position} to {state.promoted.position} "
-                "after it had promised not to",
+                f"the replica at {state.plan.target} moved from {state.caught_up.position} to "
+                f"{state.promoted.position} after it had promised not to",
                 "dkctl verify compares it with the log",
             )
         )

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Into the ring: room first, then the time, then the order marks. A record's end time is taken after its room, and a call is
+ * flagged when another one of the same bucket ended at or after its start. So two unflagged records of one file never stand in
+ * the ring in another order than that in which their calls changed the file.
+ */
+#pragma once
+
+struct {
+	MAP_UINT(type, BPF_MAP_TYPE_RINGBUF);
+	MAP_UINT(max_entries, 64 * 1024 * 1024);
+} ring SEC(".maps");
+
+struct {
+	MAP_UINT(type, BPF_MAP_TYPE_HASH);
+	MAP_UINT(max_entries, 8192);
+	MAP_TYPE(key, struct dk_lost_file);
+	MAP_TYPE(value, u32);
+} lost_files SEC(".maps");
+
+/*
+ * Last end of a call on an inode, by a hash of its number. Two inodes that share a bucket cost a needless re-read when they are
+ * written at the same instant; nothing is ever evicted, so nothing is ever missed.
+ */
+#define FILE_BUCKETS 65536
+enum { BUCKET_NAMES = FILE_BUCKETS, BUCKET_PATH_TRUNCATE, BUCKET_CHANGED_IN_TRUNCATE, BUCKETS };
+u64 last_end[BUCKETS] SEC(".bss.order");
+
+INLINE u32 bucket_of(u64 inode, u32 device)
+{
+	return (inode ^ (inode >> 16) ^ (device * 40503u)) & (FILE_BUCKETS - 1);
+}
+
+/* Note that a call ended; true when another one (not this call's own record that ended at `own`) ended at or after its start. */
+__attribute__((noinline)) u32 dk_ended(u32 bucket, u64 start, u64 end, u64 own)
+{
+	u64 *last;
+
+	if (bucket >= BUCKETS)
+		return 1;
+	last = &last_end[bucket];
+	for (int tries = 0; tries < 32; tries++) {
+		u64 seen = *(volatile u64 *)last;
+
+		if (seen >= end)
+			return 1;
+		if (__sync_val_compare_and_swap(last, seen, end) == seen)
+			return seen >= start && seen != own;
+	}
+	/* Too contended to keep the latest end: from now on every call of this bucket counts as overlapped. */
+	__sync_lock_test_and_set(last, ~0ull);
+	return 1;
+}
+
+INLINE void count_lost(u32 volume, u64 inode)
+{
+	struct dk_lost_file key = {.inode = inode, .volume = volume};
+	u32 one = 1;
+
+	__sync_fetch_and_add(&state.lost_records, 1);
+	if (volume == NO_VOLUME || bpf_map_update_elem(&lost_files, &key, &one, 0))
+		state.lost_everywhere = 1;
+}
+
+INLINE void fill_head(struct dk_record *record, u32 kind, u32 volume, u64 start)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	__builtin_memset(record, 0, sizeof(*record));
+	record->kind = kind;
+	record->volume = volume;
+	record->end_ns = bpf_ktime_get_ns();
+	record->start_ns = start;
+	record->tgid = task->tgid;
+	record->tid = task->pid;
+}
+
+INLINE void fill_inode(struct dk_record *record, struct inode *inode)
+{
+	record->inode = inode->i_ino;
+	record->generation = inode->i_generation;
+	record->device = inode->i_sb->s_dev;
+	record->uid = inode->i_uid.val;
+	record->gid = inode->i_gid.val;
+	if (!inode->i_nlink)
+		record->flags |= FLAG_UNLINKED;
+}
+
+/* A record about one inode and without payload, its room taken and its head filled; NULL, and counted, without room. */
+INLINE struct dk_record *begin_record(u32 kind, u32 volume, struct inode *inode, u64 start)
+{
+	struct dk_record *record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
+
+	if (!record) {
+		count_lost(volume, inode->i_ino);
+		return NULL;
+	}
+	fill_head(record, kind, volume, start);
+	fill_inode(record, inode);
+	return record;
+}
+
+/* Flag a record whose call changed the content or size of its inode while another one did. `own`: end of the record before. */
+INLINE void flag_overlap(struct dk_record *record, u64 own)
+{
+	if (dk_ended(bucket_of(record->inode, record->device), record->start_ns, record->end_ns, own))
+		record->flags |= FLAG_OVERLAPPED;
+	if (unlikely(*(volatile u64 *)&state.truncates_in_flight))
+		dk_ended(BUCKET_CHANGED_IN_TRUNCATE, record->start_ns, record->end_ns, 0);
+	if (unlikely(*(volatile u64 *)&last_end[BUCKET_PATH_TRUNCATE] >= record->start_ns))
+		record->flags |= FLAG_OVERLAPPED;
+}
+
+INLINE void flag_name_overlap(struct dk_record *record)
+{
+	if (dk_ended(BUCKET_NAMES, record->start_ns, record->end_ns, 0))
+		record->flags |= FLAG_OVERLAPPED_NAMES;
+}
