@@ -23,6 +23,7 @@ TICK_S = 0.1
 STATUS_EVERY_S = 1.0
 SERVICE_START_S = 20.0
 FIRST_ORDER_S = 30.0
+FOLLOW_S = 20.0
 # The last thing before the kill is to look at the lag; the kill comes at a random instant of this span
 # after it.
 KILL_WITHIN_S = 0.05
@@ -106,8 +107,9 @@ class Demo:
         return killed_us
 
     def _fail_over(self) -> None:
-        self._view.phase(f"dkctl failover {VOLUME} --to {WEST}")
-        operation = self._dkctl.ask("failover", VOLUME, "--to", WEST, "--yes")
+        self._view.phase(f"dkctl failover {VOLUME} --to {WEST} --durability site")
+        # West is the last site standing: only its operator can say that it goes on without a second copy.
+        operation = self._dkctl.ask("failover", VOLUME, "--to", WEST, "--yes", "--durability", "site")
         self._story.timings_ms = {name: ms for name, ms in operation["timings_ms"].items() if ms is not None}
         took = ", ".join(f"{name} {ms:.0f} ms" for name, ms in self._story.timings_ms.items())
         self._view.note(f"{WEST} leads in epoch {operation['epoch']}: {took}")
@@ -125,8 +127,11 @@ class Demo:
         self._watch(self._seconds)
 
     def _check(self) -> None:
-        self._view.phase("the check")
         self._load.stop()
+        self._view.phase(f"{EAST} comes back and follows")
+        self._dkctl.ask("up", "--site", EAST, codes=(0, 1))
+        self._wait_until_followed()
+        self._view.phase("the check")
         self._story.verification = self._dkctl.ask("verify", VOLUME, codes=(0, 1))
         self._view.note(str(self._story.verification["verdict"]))
         directory = Path(self._ask_volume()["path"])
@@ -156,6 +161,21 @@ class Demo:
     def _ask_volume(self) -> dict[str, Any]:
         self._volume = self._dkctl.ask("status", VOLUME, codes=(0, 1))
         return self._volume
+
+    def _wait_until_followed(self) -> None:
+        """Until east has applied all that west wrote, so that there are two copies to compare."""
+        deadline = time.monotonic() + FOLLOW_S
+        while True:
+            volume = self._ask_volume()
+            east = next(one for one in volume["sites"] if one["site"] == EAST)
+            level = east["state"] == "following" and (east["lag"] or {}).get("frames") == 0
+            if level and east["base_complete"]:
+                self._view.note(f"{EAST} has applied everything up to {east['applied']}")
+                return
+            if time.monotonic() > deadline:
+                self._view.note(f"{EAST} did not catch up within {FOLLOW_S:g} s: {east}")
+                return
+            time.sleep(TICK_S)
 
     def _wait_for_service(self, log: Path) -> None:
         deadline = time.monotonic() + SERVICE_START_S

@@ -28,6 +28,11 @@ def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Control
         # No terminal to ask on, whatever the tests are run from.
         with open("/dev/null") as nowhere:
             monkeypatch.setattr(sys, "stdin", nowhere)
+            server.answers["GET /v1/status"] = {
+                "sites": [site("east"), site("west")],
+                "volumes": [volume()],
+                "operations": [],
+            }
             yield server
 
 
@@ -220,6 +225,23 @@ def test_a_planned_failover_follows_its_operation_and_shows_before_and_after(
     assert told.err.count("promise") == 1
     assert told.out.startswith("orders is led by west since position 2.43.\n")
     assert ["program", "pid", "77", "pid", "88"] in [line.split() for line in told.out.splitlines()]
+
+
+def test_a_last_site_that_cannot_meet_remote_is_spoken_of(
+    control: ControlServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.answers[f"GET {V}"] = volume(leader_state="dead", state="leaderless")
+    control.answers[f"POST {V}/failover"] = operation()
+    control.answers["GET /v1/status"] = {
+        "sites": [site("east", "stopped"), site("west")],
+        "volumes": [volume(leader="west")],
+    }
+    assert main.invoke(["failover", "orders", "--to", "west", "--yes"]) == 0
+    assert "each fsync at west waits" in capsys.readouterr().err
+    control.answers["GET /v1/status"]["volumes"] = [volume(leader="west", durability="site")]
+    assert main.invoke(["failover", "orders", "--to", "west", "--yes", "--durability", "site"]) == 0
+    assert control.bodies(f"POST {V}/failover")[1]["durability"] == "site"  # type: ignore[index]
+    assert "waits" not in capsys.readouterr().err
 
 
 DEAD = {"leader_state": "dead", "state": "leaderless"}

@@ -158,8 +158,9 @@ def test_a_program_that_cannot_be_executed_is_found_out_before_anything_is_captu
     assert control.asked == []
 
 
-def test_the_program_waits_for_its_base_and_an_interrupt_then_releases_the_volume(
-    control: ControlServer, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_program_waits_for_its_base_and_a_signal_then_releases_the_volume(
+    control: ControlServer, tmp_path: Path, number: int
 ) -> None:
     slow: dict[str, Any] = volume(ready=False, state="scanning")
     control.answers[f"GET {V}"] = slow
@@ -167,9 +168,9 @@ def test_the_program_waits_for_its_base_and_an_interrupt_then_releases_the_volum
     control.answers[f"POST {V}/run"]["volume"] = slow
     while len(control.bodies(f"GET {V}")) < 3:
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert control.bodies(f"POST {V}/release") == [{"exit_code": None}]
     assert not (tmp_path / "ran").exists()
 

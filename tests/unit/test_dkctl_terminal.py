@@ -20,6 +20,7 @@ def control(tmp_path: Path) -> Iterator[ControlServer]:
     with control_server.serve(tmp_path / "deployment") as server:
         server.answers[f"GET {V}"] = volume()
         server.answers[f"POST {V}/failover"] = operation()
+        server.answers["GET /v1/status"] = {"sites": [site("east"), site("west")], "volumes": [volume()]}
         yield server
 
 

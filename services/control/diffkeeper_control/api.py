@@ -57,6 +57,7 @@ class FailoverBody(Body, kw_only=True):
     force: bool = False
     accept_loss: bool = False
     start: bool = True
+    durability: str | None = None
     grace_s: float = 10.0
     timeout_s: float = 60.0
 

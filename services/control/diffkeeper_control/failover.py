@@ -90,6 +90,7 @@ class Plan:
     start: bool
     grace_s: float
     timeout_s: float
+    durability: str | None = None  # of the new reign; None: as before
 
 
 @dataclass(frozen=True, slots=True)

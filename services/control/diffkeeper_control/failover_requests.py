@@ -36,6 +36,9 @@ class Asked:
     force: bool = False
     accept_loss: bool = False
     start: bool = True
+    # The level from now on; None leaves it. A last site standing cannot meet ``remote``: its operator
+    # may say so.
+    durability: str | None = None
     grace_s: float = 10.0
     timeout_s: float = 60.0
 
@@ -108,6 +111,8 @@ def accept(volume: registry.Volume, asked: Asked, seen: Seen, epoch: int) -> fai
             hint=f"dkctl status {volume.name}",
             site=asked.to,
         )
+    if asked.durability is not None:
+        receipts.parse_level(asked.durability)
     _check_target(volume, asked, seen)
     _check_loss(volume, asked, seen)
     return failover.Plan(
@@ -124,6 +129,7 @@ def accept(volume: registry.Volume, asked: Asked, seen: Seen, epoch: int) -> fai
         start=asked.start and volume.command is not None and volume.held_since_us is not None,
         grace_s=asked.grace_s,
         timeout_s=asked.timeout_s,
+        durability=asked.durability,
     )
 
 

@@ -163,6 +163,7 @@ class SiteHands:
         volume = self._registry.get(plan.volume)
         if volume.chain[-1] != reign:
             volume = self._leave_old_directory(volume, machine)
+            volume = msgspec.structs.replace(volume, durability=plan.durability or volume.durability)
         volume = self._registry.put(
             registry.with_reign(
                 volume,

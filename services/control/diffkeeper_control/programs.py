@@ -1,8 +1,9 @@
 """How a volume's program is started at a site: its arguments, its environment, the path at which it finds its
 files. Pure.
 
-The program always sees its files where its first run had them: where the site keeps them elsewhere, they are
-shown there in a mount namespace of the program's own.
+A program whose arguments say ``{path}`` is told where its files are. Any other sees them where its first
+run had them: where the site keeps them elsewhere, they are shown there in a mount namespace of the
+program's own.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Start:
 
 def at(volume: registry.Volume, site: str, gate: str, command: registry.Command) -> Start:
     path = volume.paths[site]
-    bind = volume.bind if volume.bind != path else None
+    bind = _bind(volume, path, command)
     seen = bind or path
     argv = [argument.replace(PATH_PLACEHOLDER, seen) for argument in command.argv]
     env = {**command.env, VOLUME: volume.name, SITE: site, PATH: seen, GATE: gate}
@@ -43,11 +44,20 @@ def wrapper(volume: registry.Volume, site: str, gate: str, command: registry.Com
     words += ["--volume", volume.name, "--root", path]
     if volume.level is receipts.Level.OBSERVE:
         words += ["--no-gate"]  # nothing ever waits, so nothing needs to be stopped
-    if volume.bind != path:
+    if _bind(volume, path, command) is not None:
         words += ["--bind", f"{path}={volume.bind}"]
         if command.cwd is not None:
             words += ["--cwd", command.cwd]  # entered again, for it may lie below what is shown
     return [*words, "--"]
+
+
+def _bind(volume: registry.Volume, path: str, command: registry.Command) -> str | None:
+    """Where the program must find its files although they are not there; None when there is no such need.
+
+    A command that has its path filled in needs no mount, and so no rights to make one.
+    """
+    told = any(PATH_PLACEHOLDER in argument for argument in command.argv)
+    return None if told or volume.bind == path else volume.bind
 
 
 def start_body(volume: registry.Volume, site: str, gate: str, command: registry.Command) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def wait_until_up(
     seen: dict[str, Any] | None = None
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise _ended(process.returncode, directory, log_start)
+            raise ended(process.returncode, directory, log_start)
         seen = status_of(directory, process.pid)
         if seen is not None and all(site["state"] in ("alive", "stopped") for site in seen["sites"]):
             return seen
@@ -95,7 +95,7 @@ def log_size(directory: Path) -> int:
         return 0
 
 
-def _ended(code: int, directory: Path, log_start: int) -> errors.DiffKeeperError:
+def ended(code: int, directory: Path, log_start: int) -> errors.DiffKeeperError:
     """What control said before it exited, as the error it was."""
     with (directory / LOG).open("rb") as file:
         file.seek(log_start)

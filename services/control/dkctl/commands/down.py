@@ -14,36 +14,29 @@ POLL_S = 0.05
 
 
 @click.command()
-@click.option("--site", metavar="SITE", help="Stop only this site; it stays stopped until --start.")
+@click.option("--site", metavar="SITE", help="Only this site; it stays stopped until dkctl up --site SITE.")
 @click.option("--kill", is_flag=True, help="With --site: SIGKILL to all its processes and programs at once.")
-@click.option("--start", is_flag=True, help="With --site: start the site again.")
 @options.timeout(60.0)
 @options.directory
 @options.form
-def down(
-    site: str | None, kill: bool, start: bool, timeout_s: float, directory: Path, form: str
-) -> exits.Exit:
+def down(site: str | None, kill: bool, timeout_s: float, directory: Path, form: str) -> exits.Exit:
     """Stop the deployment and everything in it. The data stay; `dkctl up` goes on with them."""
-    if (kill or start) and site is None:
-        raise click.UsageError("--kill and --start need --site.")
-    if kill and start:
-        raise click.UsageError("--kill and --start exclude each other.")
+    if kill and site is None:
+        raise click.UsageError("--kill needs --site.")
     if site is not None:
-        return _one_site(client.Control.of(directory), site, form, kill=kill, start=start)
+        return _one_site(client.Control.of(directory), site, form, kill=kill)
     return _everything(directory, timeout_s, form)
 
 
-def _one_site(control: client.Control, site: str, form: str, *, kill: bool, start: bool) -> exits.Exit:
-    if start:
-        state, done = control.start_site(site), "started"
-    else:
-        state, done = control.stop_site(site, kill=kill), "killed" if kill else "stopped"
+def _one_site(control: client.Control, site: str, form: str, *, kill: bool) -> exits.Exit:
+    state = control.stop_site(site, kill=kill)
     led = state.get("leads") or []
     answer = output.Answer(
-        f"Site {site} was {done}" + (f"; it led {', '.join(led)}." if led and not start else "."),
+        f"Site {site} was {'killed' if kill else 'stopped'}"
+        + (f"; it led {', '.join(led)}." if led else "."),
         state,
         names=[f"site/{site}"],
-        hints=[] if start else [f"dkctl failover {volume} --to SITE" for volume in led],
+        hints=[f"dkctl failover {volume} --to SITE" for volume in led],
     )
     return output.show(answer, form)
 

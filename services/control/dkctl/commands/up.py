@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from diffkeeper.domain import errors
-from dkctl import daemon, exits, options, output
+from dkctl import client, daemon, exits, options, output
 from dkctl.output import Column
 
 PROCESS_COLUMNS = [
@@ -25,16 +25,23 @@ PROCESS_COLUMNS = [
 
 @click.command()
 @click.option("--sites", metavar="NAMES", help="Comma-separated; east,west for a new deployment.")
+@click.option("--site", metavar="SITE", help="Only start this site again, which was stopped or killed.")
 @click.option("--detach", "-d", is_flag=True, help="Return once everything runs, and leave it running.")
 @options.timeout(60.0)
 @options.directory
 @options.form
-def up(sites: str | None, detach: bool, timeout_s: float, directory: Path, form: str) -> int:
+def up(
+    sites: str | None, site: str | None, detach: bool, timeout_s: float, directory: Path, form: str
+) -> int:
     """Start a whole deployment on this machine, or take over what still runs of one.
 
     Each site gets its own nats-server, capture agent and replicator. Without --detach, Ctrl-C stops all
     of it in order.
     """
+    if site is not None:
+        if sites is not None:
+            raise click.UsageError("--site and --sites exclude each other.")
+        return _one_site(client.Control.of(directory), site, form)
     directory = directory.absolute()
     running = daemon.status_of(directory)
     if running is not None:
@@ -72,6 +79,20 @@ def what_runs(status: dict[str, Any], directory: Path, verdict: str = "") -> out
         items=[{"kind": "site"} | site for site in sites],
         names=[f"site/{site['site']}" for site in sites],
     )
+
+
+def _one_site(control: client.Control, site: str, form: str) -> exits.Exit:
+    state = control.start_site(site)
+    well = state["state"] == "alive"
+    answer = output.Answer(
+        f"Site {site} was started and is {state['state']}.",
+        state,
+        tables=[output.Table(PROCESS_COLUMNS, [{"site": site} | process for process in state["processes"]])],
+        names=[f"site/{site}"],
+        exit=exits.Exit.DONE if well else exits.Exit.ATTENTION,
+        hints=["dkctl status"],
+    )
+    return output.show(answer, form)
 
 
 def _runs_already(
