@@ -122,7 +122,13 @@ def _block(lines: Sequence[str], depth: int = 1) -> str:
 
 
 def _text(value: str) -> str:
-    return json.dumps(value)
+    if not value.isprintable():
+        raise errors.Misconfigured(
+            f"{value!r} cannot be written into a server's configuration",
+            reason="unprintable-setting",
+            hint="use a directory and a secret without control characters",
+        )
+    return json.dumps(value, ensure_ascii=False)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from diffkeeper.domain import errors, frames, positions, volumes
 from diffkeeper.log import event_log
+from diffkeeper_capture import joining
 from diffkeeper_capture import spool as spools
 
 # How often an idle publisher looks whether the stream still ends where it should.
@@ -24,8 +25,6 @@ IDLE_CHECK_S = 5.0
 # Waits between attempts while the broker cannot take a frame: doubled from the first to the last.
 RETRY_FIRST_S = 0.05
 RETRY_LAST_S = 2.0
-# How many frames a stream may be ahead of a spool that lost its unsynced tail in a power cut.
-MAX_AHEAD = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +73,7 @@ class Publisher:
         self.error: errors.DiffKeeperError | None = None
         self._log = log
         self._spool = spool
-        self._epoch = epoch
-        self._parent = parent
+        self._reign = joining.Reign(origin, epoch, parent)
         self._window = window or Window()
         self._on_stored = on_stored
         self._recovered = False
@@ -87,8 +85,8 @@ class Publisher:
         self._flight_bytes = 0
         self._ready: deque[frames.Frame] = deque()
         self._ready_bytes = 0
-        self._sent = positions.Position(epoch, 0)
-        self._offered = positions.Position(epoch, 0)
+        self._sent = self._reign.start
+        self._offered = self._reign.start
         self._pause_s = RETRY_FIRST_S
         self._wake = asyncio.Event()
         self._waiters: list[tuple[positions.Position, asyncio.Future[None]]] = []
@@ -98,12 +96,12 @@ class Publisher:
         """The last frame of this epoch that the stream is known to hold. Goes back only when
         the stream did.
         """
-        return self._tip.position if self._tip.position.epoch == self._epoch else None
+        return self._tip.position if self._tip.position.epoch == self._reign.epoch else None
 
     @property
     def behind_bytes(self) -> int:
         """Bytes in the spool, of this epoch, that the stream is not known to hold."""
-        return self._spool.bytes_after(self.stored or positions.Position(self._epoch, 0))
+        return self._spool.bytes_after(self.stored or self._reign.start)
 
     async def recover(self) -> frames.Tip:
         """Learn where the stream ends, and return the tip that the next frame must continue.
@@ -112,32 +110,19 @@ class Publisher:
         Fenced when another writer was here, Corrupt when stream and spool cannot be joined, Transient when
         the broker does not answer.
         """
-        last = await self._log.last(self.origin)
-        frame = frames.open_frame(last.wire) if last is not None else None
-        self._sequence = last.stream_sequence if last is not None else 0
-        if frame is not None and not self._may_follow(frame):
-            raise self._fenced(frame)
-        if frame is not None and frame.position.epoch == self._epoch:
-            await self._adopt_missing(frame)
-            self._resume_after(frames.Tip(frame.position, frame.hash))
-        else:
-            self._resume_after(self._parent)
+        joined = await joining.join(self._log, self._spool, self._reign)
+        self._sequence = joined.sequence
+        self.counters.adopted += joined.adopted
+        self._resume_after(joined.tip)
         self._recovered = True
-        newest = self._spool.find(self._offered) if self._offered.sequence else None
-        return frames.Tip(newest.position, newest.hash) if newest is not None else self._tip
-
-    def _may_follow(self, last: frames.Frame) -> bool:
-        """Whether this epoch may go on behind what stands last in the stream."""
-        if last.position.epoch != self._epoch:
-            return last.position.epoch < self._epoch and last.header.volume == self.origin.volume
-        mine = self._spool.find(last.position)
-        same_origin = (last.header.volume, last.header.origin) == (self.origin.volume, self.origin.site)
-        return same_origin and (mine is None or mine.hash == last.hash)
+        return joining.newest(self._spool, self._reign)
 
     def offer(self, frame: frames.Frame) -> None:
-        """Say that ``frame`` is in the spool and is the next one. Never waits; see ``behind_bytes``."""
+        """Say that ``frame`` was appended to the spool. Never waits; see ``behind_bytes``."""
         assert self._recovered, "recover() tells what the first frame must continue"
-        assert frame.position.epoch == self._epoch and frame.position > self._offered, "frames come in order"
+        assert frame.position.epoch == self._reign.epoch, "a publisher serves one epoch"
+        if frame.position <= self._offered:
+            return  # found in the spool already, when the stream was asked where it ends
         ends_at = self._ready[-1].position if self._ready else self._sent
         if ends_at == self._offered and self._ready_bytes < self._window.bytes:
             self._ready.append(frame)
@@ -244,9 +229,9 @@ class Publisher:
         places = self._spool.places_after(self._sent, self._window.bytes)
         self._ready.extend(await asyncio.to_thread(self._spool.load, places))
         self._ready_bytes = sum(len(frame.wire) for frame in self._ready)
-        parent = self._sent if self._sent.sequence else self._parent.position
+        parent = self._sent if self._sent.sequence else self._reign.parent.position
         if not self._ready or self._ready[0].header.parent != parent:
-            raise self._unjoinable(f"the spool does not hold the frame after {parent}")
+            raise self._reign.unjoinable(f"the spool does not hold the frame after {parent}")
 
     def _send(self, frame: frames.Frame) -> None:
         after = self._flight[-1].frame if self._flight else None
@@ -286,13 +271,14 @@ class Publisher:
             return
         if end == self._sequence:
             found = frames.open_frame(last.wire)
-            if found.hash != self._tip.hash and (self.stored is not None or not self._may_follow(found)):
-                raise self._fenced(found)
+            mine = self._spool.find(found.position)
+            if found.hash != self._tip.hash and (self.stored or not self._reign.may_stand_last(found, mine)):
+                raise self._reign.fenced(found)
             return
         for sequence in range(self._sequence + 1, end + 1):
             stored = last if sequence == end else await self._log.get(self.origin, sequence)
             if stored is None:
-                raise self._unjoinable(f"message {sequence} is missing in the stream")
+                raise self._reign.unjoinable(f"message {sequence} is missing in the stream")
             self._count_found(frames.open_frame(stored.wire))
 
     def _count_found(self, found: frames.Frame) -> None:
@@ -301,12 +287,12 @@ class Publisher:
         """
         if self._flight:
             if found.hash != self._flight[0].frame.hash:
-                raise self._fenced(found)
+                raise self._reign.fenced(found)
             self._count_stored()
             return
         mine = self._spool.find(found.position)
         if mine is None or mine.hash != found.hash or found.header.parent_hash != self._tip.hash:
-            raise self._fenced(found)
+            raise self._reign.fenced(found)
         self._tip = frames.Tip(found.position, found.hash)
         self._sequence += 1
         self._tell_waiters()
@@ -318,12 +304,12 @@ class Publisher:
         self.counters.rollbacks += 1
         lost_from, self._sequence = self._sequence, end
         self._abandon_flight()
-        if last is not None and last.position.epoch == self._epoch:
+        if last is not None and last.position.epoch == self._reign.epoch:
             self._resume_after(frames.Tip(last.position, last.hash))
         elif end == self._before_epoch(lost_from):
-            self._resume_after(self._parent)
+            self._resume_after(self._reign.parent)
         else:
-            raise self._unjoinable("the stream lost frames of earlier epochs too")
+            raise self._reign.unjoinable("the stream lost frames of earlier epochs too")
         self.trouble = errors.Corrupt(
             f"stream {self.origin.stream} went back from message {lost_from} to {end}; it is filled again",
             reason="stream-rolled-back",
@@ -334,67 +320,16 @@ class Publisher:
 
     def _before_epoch(self, sequence: int) -> int:
         """Where the stream ended before this epoch, when ``_tip`` stood at ``sequence``."""
-        return sequence - (self._tip.position.sequence - self._parent.position.sequence)
+        return sequence - (self._tip.position.sequence - self._reign.parent.position.sequence)
 
     def _resume_after(self, tip: frames.Tip) -> None:
-        """Have everything behind ``tip`` sent from the spool, which must continue it hash by hash."""
-        start = tip.position if tip.position.epoch == self._epoch else positions.Position(self._epoch, 0)
-        following = self._spool.load(self._spool.places_after(start, 1)[:1])
-        if following:
-            header = following[0].header
-            joined = header.parent == tip.position and header.parent_hash == tip.hash
-        else:
-            newest = self._spool.find(start)
-            joined = newest.hash == tip.hash if newest is not None else not start.sequence
-        if not joined:
-            raise self._unjoinable(f"the spool does not continue {tip.position}")
-        newest_position = self._spool.last
-        if newest_position is not None and newest_position.epoch > self._epoch:
-            raise self._unjoinable(f"the spool goes on to {newest_position}, an epoch after ours")
-        self._tip, self._sent = tip, start
+        """Have everything behind ``tip`` sent from the spool."""
+        self._tip = joining.continued(self._spool, self._reign, tip)
+        self._sent = max(tip.position, self._reign.start)
+        self._offered = max(self._spool.last or self._sent, self._sent)
         self._ready.clear()
         self._ready_bytes = 0
-        self._offered = max(start, newest_position) if newest_position is not None else start
         self._wake.set()
-
-    async def _adopt_missing(self, last: frames.Frame) -> None:
-        """Put back into the spool what the stream has beyond it. The chain of hashes must lead to the spool
-        or the parent.
-        """
-        missing: list[frames.Frame] = []
-        frame, sequence = last, self._sequence
-        while self._spool.find(frame.position) is None and self._is_ahead(frame):
-            missing.append(frame)
-            if frame.header.parent.epoch < self._epoch or len(missing) > MAX_AHEAD:
-                break
-            sequence -= 1
-            stored = await self._log.get(self.origin, sequence)
-            if stored is None:
-                raise self._unjoinable(f"message {sequence} is missing in the stream")
-            frame = frames.open_frame(stored.wire)
-            if frame.hash != missing[-1].header.parent_hash:
-                raise self._unjoinable(f"message {sequence} of the stream is not the parent of the next")
-        if not missing:
-            return
-        self._check_adoption(missing[-1])
-        for frame in reversed(missing):
-            self._spool.append(frame)
-        await self._spool.sync()
-        self.counters.adopted += len(missing)
-
-    def _is_ahead(self, frame: frames.Frame) -> bool:
-        return self._spool.last is None or frame.position > self._spool.last
-
-    def _check_adoption(self, oldest: frames.Frame) -> None:
-        """The oldest frame the spool lacks must continue the spool, or begin the epoch behind its parent."""
-        before = self._spool.last
-        if before is not None and before.epoch == self._epoch:
-            mine = self._spool.find(before)
-            tip = frames.Tip(before, mine.hash) if mine is not None else self._parent
-        else:
-            tip = self._parent
-        if frames.follows(tip, oldest) is not frames.Follows.NEXT:
-            raise self._fenced(oldest)
 
     def _requeue(self) -> None:
         """What is left of the flight is to be sent again, first."""
@@ -402,7 +337,7 @@ class Publisher:
             self._ready.extendleft(reversed([sent.frame for sent in self._flight]))
             self._ready_bytes += self._flight_bytes
             self._abandon_flight()
-        self._sent = self.stored or positions.Position(self._epoch, 0)
+        self._sent = self.stored or self._reign.start
         while self._ready and self._ready[0].position <= self._sent:
             self._ready_bytes -= len(self._ready.popleft().wire)
 
@@ -426,26 +361,6 @@ class Publisher:
                 self.trouble = transient = error
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RETRY_LAST_S)
-
-    def _fenced(self, found: frames.Frame) -> errors.Fenced:
-        return errors.Fenced(
-            f"stream {self.origin.stream} holds {found.position} of {found.header.origin}, not written by us",
-            reason="fenced-by-other",
-            hint="another writer has the volume; what is not in the stream stays in the spool",
-            epoch=found.position.epoch,
-            origin=found.header.origin,
-            position=str(found.position),
-            ours=self._epoch,
-        )
-
-    def _unjoinable(self, why: str) -> errors.Corrupt:
-        return errors.Corrupt(
-            f"stream {self.origin.stream} and the spool cannot be joined: {why}; nothing was published",
-            reason="log-unjoinable",
-            hint="dkctl verify shows which holders have the missing frames",
-            stream=self.origin.stream,
-            sequence=self._sequence,
-        )
 
 
 def _forget(future: asyncio.Future[int]) -> None:

@@ -1,11 +1,11 @@
 """The bytes of a spool's segment files, and how they are read back after a crash. Pure but for the bytes
 handed in.
 
-A record is ``DKS1``, u32 length, u32 CRC-32, u64 *synced*, then the frame's wire form. Offsets count through
-the whole spool, so a segment file is named by the offset of its first byte. ``synced`` is how far the spool
-was known to be on disk when the record was written: a power cut may keep any part of what was not synced, so
-a bad record is a torn tail unless a later good one says that its place had been synced before; then it is
-damage.
+A record is ``DKS1``, u32 length, u32 CRC-32 of all that follows, u64 *synced*, then the frame's wire form.
+Offsets count through the whole spool, so a segment file is named by the offset of its first byte. ``synced``
+is how far the spool was known to be on disk when the record was written: a power cut may keep any part of
+what was not synced, so a bad record is a torn tail unless a later good one says that its place had been
+synced before; then it is damage.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from diffkeeper.domain import frames, limits, positions
 
 MAGIC = b"DKS1"
 _HEAD = struct.Struct("<4sIIQ")
+_SYNCED = struct.Struct("<Q")
 HEAD_BYTES = _HEAD.size
 
 
@@ -36,7 +37,7 @@ def head(wire: bytes, synced: int) -> bytes:
 
 
 def _sum(wire: bytes | memoryview, synced: int) -> int:
-    return zlib.crc32(wire, synced & 0xFFFFFFFF)
+    return zlib.crc32(wire, zlib.crc32(_SYNCED.pack(synced)))
 
 
 def wire_at(data: bytes | memoryview, at: int) -> tuple[memoryview, int] | None:

@@ -15,17 +15,17 @@ from blake3 import blake3
 _READ_BYTES = 1 << 20
 MAX_DIFFERENCES = 100
 
-# kind, mode, uid, gid, size, blake3 of the content (or of a symlink's target)
+# kind, mode, uid, gid, size of a file, blake3 of its content (or of a symlink's target), names of the file:
+# as a replicator's digest has it
 Entry = list[Any]
 
 
 def digest(root: str) -> dict[str, Entry]:
-    """Every path below ``root`` (relative, undecodable bytes as surrogates) with what it is."""
-    entries: dict[str, Entry] = {}
+    """``root`` (as ``.``) and every path below it (undecodable bytes as surrogates) with what it is."""
+    entries: dict[str, Entry] = {".": _entry(root, os.stat(root))}
     waiting = [root]
     while waiting:
-        directory = waiting.pop()
-        with os.scandir(directory) as listing:
+        with os.scandir(waiting.pop()) as listing:
             for item in listing:
                 found = item.stat(follow_symlinks=False)
                 entries[os.path.relpath(item.path, root)] = _entry(item.path, found)
@@ -36,19 +36,16 @@ def digest(root: str) -> dict[str, Entry]:
 
 def _entry(path: str, found: os.stat_result) -> Entry:
     mode = found.st_mode
-    kind, size, content = _content(path, mode, found.st_size)
-    return [kind, stat.S_IMODE(mode), found.st_uid, found.st_gid, size, content]
-
-
-def _content(path: str, mode: int, size: int) -> tuple[str, int, str]:
+    kind, size, content, names = "other", 0, "", found.st_nlink
     if stat.S_ISREG(mode):
-        return "file", size, _hash_file(path)
-    if stat.S_ISLNK(mode):
-        target = os.fsencode(os.readlink(path))
-        return "symlink", len(target), blake3(target).hexdigest()
-    if stat.S_ISDIR(mode):
-        return "dir", 0, ""
-    return ("fifo" if stat.S_ISFIFO(mode) else "other"), 0, ""
+        kind, size, content = "file", found.st_size, _hash_file(path)
+    elif stat.S_ISLNK(mode):
+        kind, content = "symlink", blake3(os.fsencode(os.readlink(path))).hexdigest()
+    elif stat.S_ISDIR(mode):
+        kind, names = "dir", 1
+    elif stat.S_ISFIFO(mode):
+        kind = "fifo"
+    return [kind, stat.S_IMODE(mode), found.st_uid, found.st_gid, size, content, names]
 
 
 def _hash_file(path: str) -> str:

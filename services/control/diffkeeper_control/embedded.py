@@ -49,6 +49,9 @@ class Embedded:
         self.children = {
             site: {role: Child(self._recipe(site, role), self._save) for role in ROLES} for site in note.sites
         }
+        # What an earlier control left, until each has been adopted or replaced: a save in between must not
+        # lose it.
+        self._inherited = {site: dict(noted.processes) for site, noted in note.sites.items()}
         # One change of a site at a time: stop during start waits, two starts do not race.
         self._changing = {site: asyncio.Lock() for site in note.sites}
         self._since_us = {site: time.time_ns() // 1000 for site in note.sites}
@@ -148,8 +151,10 @@ class Embedded:
         for role in ROLES:
             await before(site, role)
             child = self.children[site][role]
-            noted = self.note.sites[site].processes.get(role)
-            if noted is None or not await child.adopt(noted):
+            noted = self._inherited[site].get(role)
+            adopted = noted is not None and await child.adopt(noted)
+            self._inherited[site].pop(role, None)
+            if not adopted:
                 await self._end_strays(site, role)
                 await child.start(patient=patient)
         _log.info("site started", site=site)
@@ -172,9 +177,8 @@ class Embedded:
 
     def _save(self) -> None:
         for site, children in self.children.items():
-            self.note.sites[site].processes = {
-                role: child.process for role, child in children.items() if child.process is not None
-            }
+            ours = {role: child.process for role, child in children.items() if child.process is not None}
+            self.note.sites[site].processes = {**self._inherited[site], **ours}
         deployment.save(self.layout, self.note)
 
     def _clients(self, session: aiohttp.ClientSession, site: str) -> SiteClients:

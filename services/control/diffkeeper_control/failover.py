@@ -80,7 +80,8 @@ class Plan:
     leader: str
     target: str
     old_epoch: int
-    # Invariant: greater than every epoch ever handed out for the volume; rolling back takes the one after it.
+    # Invariant: greater than every epoch ever handed out for the volume. Rolling back takes the one after it,
+    # and the registry counts that as handed out from the moment it is recorded.
     epoch: int
     planned: bool  # the leader was alive
     leader_dead: bool  # for certain: its processes are gone

@@ -62,8 +62,7 @@ class SiteHands:
     def mark(self, operation: Operation) -> None:
         plan = operation.plan
         volume = self._registry.get(plan.volume)
-        # Rolling back takes the epoch after the plan's, so both are spent.
-        highest = max(volume.highest_epoch, plan.epoch + 1)
+        highest = max(volume.highest_epoch, plan.epoch)
         self._registry.put(
             msgspec.structs.replace(
                 volume, operation=operation.id, state=State.MOVING, highest_epoch=highest, detail=""

@@ -167,7 +167,7 @@ class Lifecycle:
         """The leader's own stream was fenced by a failover that then failed: its reign goes on under a new
         epoch.
         """
-        volume, epoch = registry.with_next_epoch(volume, spare=0)
+        volume, epoch = registry.with_next_epoch(volume)
         log = await self._embedded.clients[volume.leader].broker.log()
         tip = await fencing.last_of_reign(log, volume.origin)
         parent = registry.Point(position=str(tip.position), hash=tip.hash.hex())

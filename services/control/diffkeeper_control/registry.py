@@ -153,16 +153,16 @@ def with_reign(volume: Volume, reign: Reign, *, path: str, resume: Resume | None
 
 def without_reign(volume: Volume, epoch: int) -> Volume:
     """``volume`` without a last reign that never wrote a frame."""
-    assert len(volume.chain) > 1, "the first reign is never taken back"
     if volume.epoch != epoch:
         return volume
+    assert len(volume.chain) > 1, "the first reign is never taken back"
     return msgspec.structs.replace(volume, chain=volume.chain[:-1])
 
 
-def with_next_epoch(volume: Volume, spare: int = 1) -> tuple[Volume, int]:
-    """An epoch nobody was ever given, and ``spare`` more after it that are not given to anybody else."""
+def with_next_epoch(volume: Volume) -> tuple[Volume, int]:
+    """An epoch nobody was ever given."""
     epoch = volume.highest_epoch + 1
-    return msgspec.structs.replace(volume, highest_epoch=epoch + spare), epoch
+    return msgspec.structs.replace(volume, highest_epoch=epoch), epoch
 
 
 def with_orphan(volume: Volume, orphan: Orphan, path: str) -> Volume:

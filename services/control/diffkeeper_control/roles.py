@@ -20,7 +20,14 @@ def wanted(volume: registry.Volume, site: str) -> dict[str, Any]:
         "mode": volume.mode,
         "epoch": volume.epoch,
         "leader": volume.leader,
-        "chain": [{"site": reign.site, "epoch": reign.epoch} for reign in volume.chain],
+        "chain": [
+            {
+                "site": reign.site,
+                "epoch": reign.epoch,
+                "parent": {"position": reign.parent.position, "hash": reign.parent.hash},
+            }
+            for reign in volume.chain
+        ],
         "path": volume.paths.get(site),
         "tree_state": None if leads or tree is None else tree.tree_state,
     }

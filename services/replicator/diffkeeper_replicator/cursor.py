@@ -67,6 +67,8 @@ class Kept(msgspec.Struct, frozen=True):
 
     wanted: Role
     promotion: Promotion | None = None
+    # The directory was built anew since: the tree state in ``wanted`` is of the one before.
+    rebuilt: bool = False
 
 
 class DirectoryNote(msgspec.Struct, frozen=True):
@@ -120,6 +122,12 @@ class VolumeFiles:
 
     def write_note(self, note: DirectoryNote) -> None:
         atomic_files.write_bytes(self._note, msgspec.json.encode(note))
+
+    def leave_directory(self) -> None:
+        """From now on the directory is a program's; what the checkpoint says of it is history."""
+        note = self.note()
+        if note is not None and not note.left:
+            self.write_note(msgspec.structs.replace(note, left=True))
 
     def state(self) -> trees.TreeState | None:
         """The last tree checkpoint; raises Corrupt when it cannot be read."""

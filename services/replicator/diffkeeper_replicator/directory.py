@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,18 +84,22 @@ class Directory:
     def digest(self) -> dict[str, verify.Entry]:
         return verify.digest(self.path)
 
-    def leave(self) -> bytes:
-        """Give the directory away as it stands: from now on it is the program's. The tree state for the new
-        owner.
-        """
-        encoded = trees.encode(self._state)
-        self._write_note(left=True)
-        return encoded
+    def hand_over(self) -> bytes:
+        """The tree state for the program's capture agent, which takes the directory as it stands."""
+        self._state.fingerprints = dict(self._fingerprints())
+        return trees.encode(self._state)
+
+    def _fingerprints(self) -> Iterator[tuple[int, tuple[int, int, int]]]:
+        """What lets the new owner see that files are still as they were handed over, without reading them."""
+        for path, file_id in self._state.tree.paths():
+            if self._state.tree.nodes[file_id].kind is trees.Kind.FILE:
+                found = os.stat(path, dir_fd=self._root_fd, follow_symlinks=False)
+                yield file_id, (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def close(self, *, clean: bool) -> None:
         """``clean``: sync, and remember that the checkpoint is what the directory shows."""
         try:
-            if clean and not self._note.left:
+            if clean:
                 self.sync()
                 self._files.write_state(self.encode_state())
                 self._files.write_clean()
@@ -169,6 +174,7 @@ def adopt(
         )
     if root.device != found.st_dev:
         _move_device(state, found.st_dev)
+    state.fingerprints = {}  # true only until the first frame is applied
     note = DirectoryNote(
         str(path),
         found.st_dev,

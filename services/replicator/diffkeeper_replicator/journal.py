@@ -153,29 +153,33 @@ class Journal:
 
     def frames_after(self, position: positions.Position) -> Iterator[frames.Frame]:
         """Every frame after ``position`` that is durable now, in order, each verified and chained to the one
-        before.
+        before. Raises Corrupt (``not-in-journal``) when the journal goes on from elsewhere.
         """
-        at = position.sequence + 1
-        tip: frames.Tip | None = frames.ORIGIN_TIP if position == positions.START else None
-        while (place := self._find(at)) is not None:
+        for frame in self.frames_from(position.sequence + 1):
+            if frame.position.sequence == position.sequence + 1 and frame.header.parent != position:
+                raise errors.Corrupt(
+                    f"the journal goes on from {frame.header.parent} and not from {position}",
+                    reason="not-in-journal",
+                    hint="rebuild the replica: its directory holds a tail that the chain left behind",
+                )
+            yield frame
+
+    def frames_from(self, sequence: int) -> Iterator[frames.Frame]:
+        """The same from a sequence on, whatever its epoch."""
+        tip: frames.Tip | None = frames.ORIGIN_TIP if sequence == 1 else None
+        while (place := self._find(sequence)) is not None:
             segment, offset = place
             with open(segment.path, "rb", buffering=0) as file:
                 while offset < segment.end:
                     record, frame = _read(file.fileno(), offset, segment.path)
-                    if tip is None and frame.header.parent != position:
-                        raise errors.Corrupt(
-                            f"the journal goes on from {frame.header.parent} and not from {position}",
-                            reason="not-in-journal",
-                            hint="rebuild the replica: its directory holds a tail that the chain left behind",
-                        )
                     if tip is not None and frames.follows(tip, frame) is not frames.Follows.NEXT:
                         raise _damaged(segment.path, offset, "it does not continue the frame before it")
                     tip = frames.Tip(frame.position, frame.hash)
                     offset += HEAD_BYTES + record.wire_bytes
-                    at += 1
+                    sequence += 1
                     yield frame
-        if at <= self.tip.position.sequence:
-            raise _damaged(self._directory, 0, f"frame number {at} is missing")
+        if sequence <= self.tip.position.sequence:
+            raise _damaged(self._directory, 0, f"frame number {sequence} is missing")
 
     def cut_after(self, position: positions.Position) -> None:
         """Drop every frame after ``position``. The caller has put them elsewhere, durably."""

@@ -7,8 +7,10 @@ to take is decided by ``chains``; keeping them is the business of ``intake``.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
+from typing import cast
 
 from diffkeeper.domain import errors, frames, positions, volumes
 from diffkeeper.log import event_log
@@ -81,21 +83,24 @@ class Subscriber:
                 high = middle - 1
         return low + 1
 
-    async def read(self, link: chains.Link, first_sequence: int) -> AsyncIterator[frames.Frame]:
+    async def read(self, link: chains.Link, first_sequence: int) -> AsyncGenerator[frames.Frame, None]:
         """Frames from a stream sequence on, without end, each one's bytes hashed and its header checked.
 
         A message that does not hold a frame is asked for once more by its number, in case only the delivery
         was bad.
         """
         origin = self.origin(link)
-        async for stored in self._log.read(origin, first_sequence):
-            try:
-                yield frames.open_frame(stored.wire)
-            except errors.Corrupt:
-                again = await self._log.get(origin, stored.stream_sequence)
-                if again is None:
-                    raise
-                yield frames.open_frame(again.wire)
+        messages = cast(AsyncGenerator[event_log.Stored, None], self._log.read(origin, first_sequence))
+        async with aclosing(messages):
+            async for stored in messages:
+                try:
+                    frame = frames.open_frame(stored.wire)
+                except errors.Corrupt:
+                    again = await self._log.get(origin, stored.stream_sequence)
+                    if again is None:
+                        raise
+                    frame = frames.open_frame(again.wire)
+                yield frame
 
     async def _first_of(self, link: chains.Link) -> frames.Frame | None:
         """The first frame of a reign, if its stream holds it."""

@@ -10,7 +10,7 @@ the reader of a frame verifies it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,7 +77,7 @@ class EventLog(Protocol):
         room, Unreachable when it was not sent because the connection is down.
         """
 
-    def read(self, origin: volumes.Origin, first_sequence: int) -> AsyncIterator[Stored]:
+    def read(self, origin: volumes.Origin, first_sequence: int) -> AsyncGenerator[Stored, None]:
         """Messages from ``first_sequence`` on, then new ones as they come, without end. Resumes by itself
         after a lost connection.
         """
@@ -85,7 +85,7 @@ class EventLog(Protocol):
     async def confirm(self, origin: volumes.Origin, confirmation: Confirmation) -> None:
         """Tell the writer of ``origin``. Cumulative and lossy: say it again now and then."""
 
-    def confirmations(self, origin: volumes.Origin) -> AsyncIterator[Confirmation]:
+    def confirmations(self, origin: volumes.Origin) -> AsyncGenerator[Confirmation, None]:
         """What replicators of all sites say about ``origin``, as it comes. Senders are not
         authenticated by this port.
         """

@@ -144,10 +144,12 @@ class NatsConnection:
         check_responders(msg, subject)
         return msg
 
-    async def api(self, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def api(
+        self, subject: str, body: dict[str, Any] | None = None, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> dict[str, Any]:
         """One JetStream API call; raises what the error in its answer means to us."""
         payload = json.dumps(body).encode() if body is not None else b""
-        answer: dict[str, Any] = json.loads((await self.request(subject, payload)).data)
+        answer: dict[str, Any] = json.loads((await self.request(subject, payload, timeout_s)).data)
         if "error" in answer:
             raise api_error(answer["error"], subject)
         return answer

@@ -13,7 +13,7 @@ import base64
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Self
 
 import nats.errors
@@ -162,8 +162,8 @@ class NatsEventLog:
         except nats.errors.Error:
             append.fail(self._connection.unreachable())
 
-    def read(self, origin: volumes.Origin, first_sequence: int) -> AsyncIterator[event_log.Stored]:
-        return nats_reader.read(self._connection, self._api, origin, first_sequence)
+    def read(self, origin: volumes.Origin, first_sequence: int) -> AsyncGenerator[event_log.Stored, None]:
+        return nats_reader.Reader(self._connection, self.site, origin).read(first_sequence)
 
     async def confirm(self, origin: volumes.Origin, confirmation: event_log.Confirmation) -> None:
         session = self._connection.current
@@ -174,7 +174,7 @@ class NatsEventLog:
         except nats.errors.Error as error:
             raise self._connection.unreachable() from error
 
-    async def confirmations(self, origin: volumes.Origin) -> AsyncIterator[event_log.Confirmation]:
+    async def confirmations(self, origin: volumes.Origin) -> AsyncGenerator[event_log.Confirmation, None]:
         async with contextlib.aclosing(
             nats_reader.subscribe(self._connection, origin.confirm_subject)
         ) as heard:

@@ -20,13 +20,15 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from diffkeeper.domain import errors, volumes
-from diffkeeper.log import event_log, nats_connection
+from diffkeeper.log import event_log, nats_connection, nats_streams
 
 HEARTBEAT_S = 1.0
 # Silence for this many heartbeats means that the consumer is gone.
 _SILENT_BEATS = 3
 _INACTIVE_S = 30
 _RETRY_S = 0.2
+# How often a reader of a mirror asks whether it stands still; twice in a row decides.
+_SOURCE_CHECK_S = 1.0
 _NS = 1_000_000_000
 
 
@@ -91,48 +93,96 @@ async def subscribe(connection: nats_connection.NatsConnection, subject: str) ->
             forget()
 
 
-async def read(
-    connection: nats_connection.NatsConnection, api: str, origin: volumes.Origin, first_sequence: int
-) -> AsyncGenerator[event_log.Stored, None]:
-    following = first_sequence
-    while True:
-        session = await connection.session()
+class Reader:
+    """One reading of one stream, across sessions, and across the two places where a mirrored stream can be
+    read.
+
+    A mirror that lost its origin looks for it again only after 10 s, and after an outage up to 150 s later
+    (nats-server 2.15). Barriers at level ``remote`` must not wait for that: while the origin answers and the
+    mirror stands still behind it, messages are read from the origin's own stream. They stand there at the
+    same places.
+    """
+
+    def __init__(self, connection: nats_connection.NatsConnection, site: str, origin: volumes.Origin) -> None:
+        self._connection = connection
+        self._site = site
+        self._origin = origin
+        self._source = site
+        self._following = 1
+
+    async def read(self, first_sequence: int) -> AsyncGenerator[event_log.Stored, None]:
+        self._following = first_sequence
+        while True:
+            session = await self._connection.session()
+            try:
+                async with aclosing(self._consume(session)) as messages:
+                    async for stored in messages:
+                        self._following = stored.stream_sequence + 1
+                        yield stored
+            except (_Again, nats.errors.Error, errors.Transient):
+                await asyncio.sleep(_RETRY_S)
+            except errors.NotFound:
+                if self._source == self._site:
+                    raise
+                self._source = self._site
+
+    async def _consume(self, session: nats_connection.Session) -> AsyncGenerator[event_log.Stored, None]:
+        """Messages as one consumer delivers them, until it is of no use."""
+        inbox = _Inbox(session)
+        forget = session.on_lost(inbox.end)
+        subject = session.client.new_inbox()
+        name = f"dk-{secrets.token_hex(8)}"
+        stream, api = self._origin.stream, nats_streams.api_prefix(self._source)
+        subscription = await session.client.subscribe(subject, cb=inbox.put)
+        chooser = asyncio.create_task(self._choose_source(inbox), name=f"read-source-{stream}")
         try:
-            async with aclosing(_consume(connection, session, api, origin, following)) as messages:
+            await self._connection.api(
+                f"{api}.CONSUMER.CREATE.{stream}.{name}",
+                {"stream_name": stream, "config": _consumer_config(name, subject, self._following)},
+            )
+            async with aclosing(_in_order(inbox, self._origin, self._following)) as messages:
                 async for stored in messages:
-                    following = stored.stream_sequence + 1
                     yield stored
-        except (_Again, nats.errors.Error, errors.Transient):
-            await asyncio.sleep(_RETRY_S)
+        finally:
+            chooser.cancel()
+            forget()
+            if self._connection.current is session:
+                await subscription.unsubscribe()
+                # Not waited for: a consumer without its reader ends by itself after a while.
+                await session.client.publish(f"{api}.CONSUMER.DELETE.{stream}.{name}")
 
+    async def _choose_source(self, inbox: _Inbox) -> None:
+        """End the inbox when messages are better read elsewhere."""
+        if self._origin.site == self._site:
+            return
+        stood_still = 0
+        while True:
+            before = self._following
+            await asyncio.sleep(_SOURCE_CHECK_S)
+            try:
+                stood_still = stood_still + 1 if await self._is_misplaced(before) else 0
+            except (errors.Transient, errors.Refused):
+                stood_still = 0
+            if stood_still == 2:
+                self._source = self._origin.site if self._source == self._site else self._site
+                inbox.end()
+                return
 
-async def _consume(
-    connection: nats_connection.NatsConnection,
-    session: nats_connection.Session,
-    api: str,
-    origin: volumes.Origin,
-    first_sequence: int,
-) -> AsyncGenerator[event_log.Stored, None]:
-    """Messages as one consumer delivers them, until it is of no use."""
-    inbox = _Inbox(session)
-    forget = session.on_lost(inbox.end)
-    subject = session.client.new_inbox()
-    name = f"dk-{secrets.token_hex(8)}"
-    subscription = await session.client.subscribe(subject, cb=inbox.put)
-    try:
-        await connection.api(
-            f"{api}.CONSUMER.CREATE.{origin.stream}.{name}",
-            {"stream_name": origin.stream, "config": _consumer_config(name, subject, first_sequence)},
+    async def _is_misplaced(self, before: int) -> bool:
+        """Whether the mirror stands still behind its origin while it is read, or is as far as
+        a reader of the origin.
+        """
+        if self._source != self._site:
+            return await self._end(self._site) >= self._following - 1
+        if self._following != before or await self._end(self._site) >= self._following:
+            return False
+        return await self._end(self._origin.site) >= self._following
+
+    async def _end(self, site: str) -> int:
+        info = await self._connection.api(
+            f"{nats_streams.api_prefix(site)}.STREAM.INFO.{self._origin.stream}", timeout_s=_SOURCE_CHECK_S
         )
-        async with aclosing(_in_order(inbox, origin, first_sequence)) as messages:
-            async for stored in messages:
-                yield stored
-    finally:
-        forget()
-        if connection.current is session:
-            await subscription.unsubscribe()
-            # Not waited for: a consumer without its reader ends by itself after a while.
-            await session.client.publish(f"{api}.CONSUMER.DELETE.{origin.stream}.{name}")
+        return int(info["state"]["last_seq"])
 
 
 def _consumer_config(name: str, subject: str, first_sequence: int) -> dict[str, Any]:
