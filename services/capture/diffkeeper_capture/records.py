@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 class Kind(enum.IntEnum):
     WRITE = 1  # payload: the bytes; offset: where they went; aux: size of the file afterwards
-    REREAD = 2  # the range (offset, length) changed in a way whose bytes were not seen; extra: system call number
+    REREAD = (
+        2  # the range (offset, length) changed in a way whose bytes were not seen; extra: system call number
+    )
     OPEN = 3  # a file was created (CREATED) or emptied (TRUNCATED) by open; payload: its name; inode2: its directory; aux: mode
     SIZE = 4  # ftruncate; aux: the new size
     PATH = 5  # a call that names paths; offset: PathOp; payload: path NUL [path2 NUL]; inode, inode2: their base directories

@@ -12,6 +12,8 @@ COUNTER_BITS = 12
 
 # A stamp: (unix microseconds << 12) | counter.
 Stamp = int
+# 64 bits on the wire: good until the year 2112.
+STAMP_MAX = (1 << 64) - 1
 
 
 def from_micros(unix_us: int) -> Stamp:

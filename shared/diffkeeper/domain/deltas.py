@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,13 @@ def write(file_id: int, offset: int, data: bytes, at_us: int = 0) -> Delta:
 
 
 # Column widths: op u8, file id u64, offset u64, length u64, at_us u32 → 29 bytes a delta before compression.
+# Of one operation, in the most wordy of them (RENAME and CREATE).
+_MOST_ARGS = 5
+# Of a text in arguments: a call's name, the cause and the detail of a gap.
+TEXT_MAX_BYTES = 4096
+# Ids above would overflow the column of the agent that counts on from them.
+FILE_ID_MAX = (1 << 63) - 1
+
 _HEAD = struct.Struct("<III")  # number of deltas, bytes of args, bytes of data
 _BYTES_PER_DELTA = 1 + 8 + 8 + 8 + 4
 
@@ -169,33 +176,63 @@ def decode(body: bytes) -> Columns:
         at += 8 * count
     columns.at_us.frombytes(view[at : at + 4 * count])
     at += 4 * count
-    try:
-        columns.args = msgpack.unpackb(
-            view[at : at + args_bytes],
-            raw=False,
-            strict_map_key=True,
-            max_array_len=limits.FRAME_MAX_DELTAS,
-            max_map_len=16,
-            max_bin_len=limits.XATTR_VALUE_MAX_BYTES,
-            max_str_len=4096,
-            max_ext_len=0,
-        )
-    except (ValueError, msgpack.UnpackException) as error:
-        raise _bad(f"its arguments cannot be read ({error})") from error
+    columns.args = _unpack_args(view[at : at + args_bytes])
     columns.data = bytearray(view[at + args_bytes :])
     columns.payload_bytes = data_bytes + count * _BYTES_PER_DELTA
     _check(columns)
     return columns
 
 
+def _unpack_args(packed: memoryview) -> list[Any]:
+    """The list of argument lists, one at a time: six megabytes of nested empty lists would become half a gigabyte."""
+    unpacker = msgpack.Unpacker(
+        raw=False,
+        strict_map_key=True,
+        max_buffer_size=max(1, len(packed)),
+        max_array_len=_MOST_ARGS,
+        max_map_len=len(_ATTRS),
+        max_bin_len=limits.XATTR_VALUE_MAX_BYTES,
+        max_str_len=TEXT_MAX_BYTES,
+        max_ext_len=0,
+        list_hook=_flat_list,
+        object_pairs_hook=_flat_map,
+    )
+    try:
+        unpacker.feed(packed)
+        count = unpacker.read_array_header()
+        if count > limits.FRAME_MAX_DELTAS:
+            raise ValueError(f"{count} of them")
+        args = [unpacker.unpack() for _ in range(count)]
+        if unpacker.tell() != len(packed):
+            raise ValueError("bytes follow them")
+    except (ValueError, msgpack.UnpackException) as error:
+        raise _bad(f"its arguments cannot be read ({error!r})") from error
+    return args
+
+
+def _flat_list(items: list[Any]) -> list[Any]:
+    if any(isinstance(item, list) for item in items):
+        raise ValueError("a list in a list")
+    return items
+
+
+def _flat_map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs) or any(isinstance(value, list | dict) for value in fields.values()):
+        raise ValueError("a key stands twice, or a value is not plain")
+    return fields
+
+
 def _check(columns: Columns) -> None:
     """Bounds and shapes of decoded columns. The loop over plain writes is kept to a few operations each."""
-    if not isinstance(columns.args, list):
-        raise _bad("its arguments are not a list")
     written = 0
     waiting = iter(columns.args)
     known = frozenset(Op)
-    for index, (op, offset, length) in enumerate(zip(columns.ops, columns.offsets, columns.lengths, strict=True)):
+    if columns.file_ids and max(columns.file_ids) > FILE_ID_MAX:
+        raise _bad("a file id is out of bounds")
+    for index, (op, offset, length) in enumerate(
+        zip(columns.ops, columns.offsets, columns.lengths, strict=True)
+    ):
         if op == Op.WRITE:
             written += length
             if length > limits.DELTA_MAX_DATA_BYTES or offset + length > limits.FILE_MAX_OFFSET:
@@ -212,7 +249,7 @@ def _check(columns: Columns) -> None:
             raise _bad(f"delta {index} has a range out of bounds")
         if op in WITH_ARGS:
             args = next(waiting, None)
-            if not isinstance(args, list) or not _ARGS_OK[Op(op)](args):
+            if not isinstance(args, list) or not _ARGS_OK[op](args):
                 raise _bad(f"delta {index} ({Op(op).name.lower()}) has malformed arguments")
     if written != len(columns.data):
         raise _bad("its writes do not cover its data")
@@ -236,7 +273,7 @@ def _is_int(value: Any, most: int = (1 << 64) - 1) -> bool:
 
 
 def _entry(args: list[Any]) -> bool:
-    return len(args) >= 2 and _is_int(args[0]) and is_name(args[1])
+    return len(args) >= 2 and _is_int(args[0], FILE_ID_MAX) and is_name(args[1])
 
 
 def _made(args: list[Any]) -> bool:
@@ -265,7 +302,11 @@ def _attrs(args: list[Any]) -> bool:
 
 
 def _xattr(args: list[Any]) -> bool:
-    if len(args) != 2 or not isinstance(args[0], bytes) or not 0 < len(args[0]) <= limits.XATTR_NAME_MAX_BYTES:
+    if (
+        len(args) != 2
+        or not isinstance(args[0], bytes)
+        or not 0 < len(args[0]) <= limits.XATTR_NAME_MAX_BYTES
+    ):
         return False
     return args[1] is None or (isinstance(args[1], bytes) and len(args[1]) <= limits.XATTR_VALUE_MAX_BYTES)
 
@@ -285,7 +326,8 @@ def _rename(args: list[Any]) -> bool:
     return len(args) == 5 and _entry(args[:2]) and _entry(args[2:4]) and isinstance(args[4], bool)
 
 
-_ARGS_OK = {
+# Keyed by number, because it is asked with a column's byte.
+_ARGS_OK: dict[int, Callable[[list[Any]], bool]] = {
     Op.CREATE: _made,
     Op.MKDIR: _made,
     Op.MKFIFO: _made,

@@ -236,7 +236,13 @@ def _to_map(header: Header) -> dict[str, Any]:
     }
 
 
-_KNOWN = frozenset({"v", "vol", "org", "ep", "seq", "pep", "par", "h0", "h1", "n", "sz", "fl", "fid", "cod", "key", "to"})
+_KNOWN = frozenset(
+    {"v", "vol", "org", "ep", "seq", "pep", "par", "h0", "h1", "n", "sz", "fl", "fid", "cod", "key", "to"}
+)
+
+
+# An IntFlag keeps bits it does not know, so they are asked for one by one.
+_ALL_FLAGS = sum(Flag)
 
 
 def _from_map(fields: Any) -> Header:
@@ -254,10 +260,23 @@ def _from_map(fields: Any) -> Header:
     words = [fields[key] for key in ("vol", "org", "key", "to")]
     if any(not isinstance(word, str) for word in words) or not isinstance(fields["par"], bytes):
         raise ValueError("a text is missing")
-    if len(fields["par"]) != len(NO_HASH) or fields["seq"] < 1 or fields["ep"] < 1 or fields["pep"] > fields["ep"]:
+    if (
+        len(fields["par"]) != len(NO_HASH)
+        or fields["seq"] < 1
+        or fields["ep"] < 1
+        or fields["pep"] > fields["ep"]
+    ):
         raise ValueError("its place in the log makes no sense")
     if fields["sz"] > limits.FRAME_MAX_BODY_BYTES or fields["n"] > limits.FRAME_MAX_DELTAS:
         raise ValueError("it announces more than the limits allow")
+    if fields["h0"] > fields["h1"] or fields["h1"] > clocks.STAMP_MAX:
+        raise ValueError("its stamps make no sense")
+    if fields["fl"] & ~_ALL_FLAGS:
+        raise errors.Corrupt(
+            f"a frame's header has unknown flags ({fields['fl']:#x}); it was left where it is",
+            reason="unknown-flag",
+            hint="upgrade this service: a newer agent wrote this frame",
+        )
     return Header(
         fields["vol"],
         fields["org"],

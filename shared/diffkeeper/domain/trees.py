@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
+from blake3 import blake3
 
 from diffkeeper.domain import errors, positions
 from diffkeeper.domain.deltas import FIRST_FREE_ID, ROOT_ID, Delta, Op
@@ -74,17 +75,17 @@ class Tree:
         return at
 
     def paths(self) -> Iterator[tuple[bytes, int]]:
-        """Every (path, id) below the root, parents before children, names in byte order."""
+        """Every (path, id) below the root: parents before children, the names of a directory in byte order."""
         stack = [(b"", ROOT_ID)]
         while stack:
             prefix, directory = stack.pop()
-            children = self.nodes[directory].children
-            for name in sorted(children, reverse=True):
-                file_id = children[name]
+            below: list[tuple[bytes, int]] = []
+            for name, file_id in sorted(self.nodes[directory].children.items()):
                 path = prefix + name
                 if self.nodes[file_id].kind is Kind.DIR:
-                    stack.append((path + b"/", file_id))
+                    below.append((path + b"/", file_id))
                 yield path, file_id
+            stack.extend(reversed(below))
 
     def apply(self, delta: Delta) -> None:
         """Take one delta. Content operations change nothing here. Raises Corrupt when the delta contradicts the tree."""
@@ -127,8 +128,8 @@ class Tree:
         return node
 
     def _make(self, file_id: int, node: Node, parent: int, name: bytes) -> None:
-        if file_id in self.nodes:
-            raise _contradiction(f"file id {file_id} exists already")
+        if file_id in self.nodes or file_id < FIRST_FREE_ID:
+            raise _contradiction(f"file id {file_id} exists already or cannot be given")
         directory = self._directory(parent)
         if name in directory.children:
             raise _contradiction(f"{name!r} exists already in directory {parent}")
@@ -224,12 +225,18 @@ class TreeState:
     stamp: int
     tree: Tree
     identities: dict[int, Identity]
+    # (size, mtime ns, ctime ns) of files when the state was made, where its maker knew them: a file that still has
+    # them need not be read again.
+    fingerprints: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
 
 _STATE_VERSION = 1
+_STATE_MAGIC = b"DKT1"
+_STATE_HEAD_BYTES = len(_STATE_MAGIC) + 32
 
 
 def encode(state: TreeState) -> bytes:
+    """The tree state as a file's bytes, with its own checksum in front."""
     nodes = [
         [
             file_id,
@@ -252,16 +259,20 @@ def encode(state: TreeState) -> bytes:
             "next": state.tree.next_id,
             "nodes": nodes,
             "ids": [[file_id, i.device, i.inode, i.generation] for file_id, i in state.identities.items()],
+            "prints": [[file_id, *print_] for file_id, print_ in state.fingerprints.items()],
         },
         use_bin_type=True,
     )
-    return packed
+    return _STATE_MAGIC + blake3(packed).digest() + packed
 
 
 def decode(data: bytes) -> TreeState:
-    """A tree state from this service's own disk (the file is checksummed by its writer); raises Corrupt."""
+    """A tree state from a disk of this site; raises Corrupt for any other bytes than ``encode`` made."""
     try:
-        fields: dict[str, Any] = msgpack.unpackb(data, raw=False, strict_map_key=True)
+        packed = memoryview(data)[_STATE_HEAD_BYTES:]
+        if data[:_STATE_HEAD_BYTES] != _STATE_MAGIC + blake3(packed).digest():
+            raise ValueError("its checksum does not hold")
+        fields: dict[str, Any] = msgpack.unpackb(packed, raw=False, strict_map_key=True)
         if fields["v"] != _STATE_VERSION:
             raise ValueError(f"version {fields['v']}")
         tree = Tree()
@@ -276,7 +287,13 @@ def decode(data: bytes) -> TreeState:
         tree.next_id = fields["next"]
         identities = {file_id: Identity(dev, ino, gen) for file_id, dev, ino, gen in fields["ids"]}
         return TreeState(
-            fields["vol"], positions.Position(*fields["pos"]), fields["hash"], fields["stamp"], tree, identities
+            fields["vol"],
+            positions.Position(*fields["pos"]),
+            fields["hash"],
+            fields["stamp"],
+            tree,
+            identities,
+            {file_id: (size, mtime, ctime) for file_id, size, mtime, ctime in fields["prints"]},
         )
     except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
         raise errors.Corrupt(
@@ -292,5 +309,3 @@ def _contradiction(why: str) -> errors.Corrupt:
         reason="tree-contradiction",
         hint="dkctl verify compares the replica with the log",
     )
-
-

@@ -1,0 +1,197 @@
+"""From deltas to frames: the last step before the spool, and the only maker of this origin's hash chain.
+
+The framer keeps the columns of one open frame, seals it when its payload is large enough or when it is told to cut, and
+chains each sealed frame to the one before. Times handed to it are CLOCK_MONOTONIC microseconds, as records carry them; it
+turns them into hybrid logical stamps. What a delta means is the observer's business; keeping frames safe is the spool's.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Protocol
+
+from diffkeeper.domain import clocks, deltas, frames, limits, positions
+
+NO_FLAGS = frames.Flag(0)
+_AT_US_MAX = (1 << 32) - 1
+
+# Payload counts 29 bytes for each delta, so a frame is full long before it holds too many of them.
+assert limits.FRAME_TARGET_BYTES // 29 < limits.FRAME_MAX_DELTAS
+
+
+class FrameSink(Protocol):
+    """Where the observer and the scanner put what they found, in the order of the log."""
+
+    def add_write(self, file_id: int, offset: int, data: bytes | memoryview, at_us: int) -> None:
+        """Bytes at an offset; ``data`` has at most ``limits.DELTA_MAX_DATA_BYTES`` and is copied."""
+
+    def add(self, delta: deltas.Delta) -> None:
+        """Any delta; its ``at_us`` is CLOCK_MONOTONIC microseconds, 0 for "when the one before was"."""
+
+    def note_fidelity(self, fidelity: frames.Fidelity) -> None:
+        """The open frame is at best this exact."""
+
+    def set_floor(self, fidelity: frames.Fidelity) -> None:
+        """Every frame from here on is at best this exact, until told otherwise."""
+
+    def gap(self, cause: str, detail: str, file_id: int = 0, offset: int = 0, length: int = 0) -> None:
+        """Say in the log that capture may be incomplete here."""
+
+
+class Clock(Protocol):
+    def unix_us(self) -> int: ...
+
+    def monotonic_us(self) -> int: ...
+
+
+class SystemClock:
+    def unix_us(self) -> int:
+        return time.time_ns() // 1000
+
+    def monotonic_us(self) -> int:
+        return time.monotonic_ns() // 1000
+
+
+class Framer:
+    """Frames of one volume, origin and epoch. ``tip`` is the last frame sealed, or the parent to continue."""
+
+    def __init__(
+        self,
+        *,
+        volume: str,
+        origin: str,
+        epoch: int,
+        tip: frames.Tip,
+        clock: Clock,
+        last_stamp: clocks.Stamp = 0,
+        in_base: bool = False,
+        level: int = 1,
+    ) -> None:
+        self.tip = tip
+        # Frames carry BASE until one is cut with BASE_END.
+        self.in_base = in_base
+        self.gaps = 0
+        self._volume = volume
+        self._origin = origin
+        self._epoch = epoch
+        self._clock = clock
+        self._stamp = last_stamp
+        self._compressor = frames.Compressor(level)
+        self._floor = self._fidelity = frames.Fidelity.EXACT
+        self._ready: list[frames.Frame] = []
+        self._open()
+
+    @property
+    def stamp(self) -> clocks.Stamp:
+        """The last stamp given."""
+        return self._stamp
+
+    @property
+    def pending(self) -> int:
+        """How many deltas wait in the open frame."""
+        return len(self._columns.ops)
+
+    @property
+    def pending_bytes(self) -> int:
+        return self._columns.payload_bytes
+
+    def oldest_pending_age(self) -> int:
+        """Microseconds since the first delta of the open frame happened; 0 when it has none."""
+        if not self._columns.ops:
+            return 0
+        return max(0, self._clock.monotonic_us() - self._first_us)
+
+    def add_write(self, file_id: int, offset: int, data: bytes | memoryview, at_us: int) -> None:
+        columns = self._columns
+        if not columns.ops:
+            self._begin(at_us)
+        at = at_us - self._first_us
+        if not 0 <= at <= _AT_US_MAX:
+            at = self._within(at)
+        columns.add_write(file_id, offset, data, at)
+        if columns.payload_bytes >= limits.FRAME_TARGET_BYTES:
+            self._seal(NO_FLAGS, "")
+
+    def add(self, delta: deltas.Delta) -> None:
+        columns = self._columns
+        if not columns.ops:
+            self._begin(delta.at_us or self._clock.monotonic_us())
+        last = columns.at_us[-1] if columns.at_us else 0
+        at = self._within(delta.at_us - self._first_us) if delta.at_us else last
+        columns.add(replace(delta, at_us=at))
+        if columns.payload_bytes >= limits.FRAME_TARGET_BYTES:
+            self._seal(NO_FLAGS, "")
+
+    def note_fidelity(self, fidelity: frames.Fidelity) -> None:
+        self._fidelity = max(self._fidelity, fidelity)
+
+    def set_floor(self, fidelity: frames.Fidelity) -> None:
+        self._floor = fidelity
+        self._fidelity = max(self._fidelity, fidelity)
+
+    def gap(self, cause: str, detail: str, file_id: int = 0, offset: int = 0, length: int = 0) -> None:
+        self.gaps += 1
+        self.add(deltas.Delta(deltas.Op.GAP, file_id, offset, length, args=(cause[:64], detail[:1000])))
+
+    def take(self) -> list[frames.Frame]:
+        """Frames that filled up by themselves since the last call, in order. The open frame stays open."""
+        taken, self._ready = self._ready, []
+        return taken
+
+    def cut(self, flags: frames.Flag = NO_FLAGS, successor: str = "") -> list[frames.Frame]:
+        """Seal what is pending; every frame not yet taken, in order, the last of them with ``flags``.
+
+        With nothing pending and nothing to take, a BARRIER alone makes no frame: ``tip`` already covers it. Other flags make an
+        empty frame that carries them.
+        """
+        wants_frame = bool(flags & ~frames.Flag.BARRIER) or (bool(flags) and bool(self._ready))
+        if self._columns.ops or wants_frame:
+            self._seal(flags, successor)
+        return self.take()
+
+    def _open(self) -> None:
+        self._columns = deltas.Columns()
+        self._fidelity = self._floor
+        self._first_us = 0
+        self._first_stamp: clocks.Stamp = 0
+
+    def _begin(self, at_us: int) -> None:
+        """The first delta of a frame: its time on the wall clock is that long ago by the monotonic one."""
+        ago_us = max(0, self._clock.monotonic_us() - at_us)
+        self._first_us = at_us
+        self._first_stamp = self._stamp = clocks.tick(self._stamp, self._clock.unix_us() - ago_us)
+
+    def _within(self, at: int) -> int:
+        """Records of several processors may stand a little out of order in time; the log's order is that of the ring."""
+        return min(max(at, 0), _AT_US_MAX)
+
+    def _seal(self, flags: frames.Flag, successor: str) -> None:
+        columns = self._columns
+        if not columns.ops:
+            self._begin(self._clock.monotonic_us())
+        if deltas.Op.GAP in columns.ops:
+            flags |= frames.Flag.GAP
+        if self.in_base:
+            flags |= frames.Flag.BASE
+        latest_us = clocks.to_micros(self._first_stamp) + (max(columns.at_us) if columns.at_us else 0)
+        self._stamp = max(self._first_stamp, clocks.from_micros(latest_us))
+        frame = frames.seal(
+            columns,
+            volume=self._volume,
+            origin=self._origin,
+            position=positions.Position(self._epoch, self.tip.position.sequence + 1),
+            parent=self.tip.position,
+            parent_hash=self.tip.hash,
+            first=self._first_stamp,
+            last=self._stamp,
+            compressor=self._compressor,
+            flags=flags,
+            fidelity=self._fidelity,
+            successor=successor,
+        )
+        self.tip = frames.Tip(frame.position, frame.hash)
+        self._ready.append(frame)
+        if flags & frames.Flag.BASE_END:
+            self.in_base = False
+        self._open()

@@ -1,0 +1,416 @@
+"""Comparing the real directory with the shadow, and logging what differs: the first sight of a volume, the
+mending after a gap, the re-attach, and the whole of the portable probe are this one comparison.
+
+Files are known by inode: what moved keeps its id and moves no data. An entry that stands where another was is made room for
+by parking the other under an odd name until the comparison ends, because it may turn up elsewhere (a rotated log, two names
+exchanged); what has not turned up by then is removed. Work is yielded in bounded steps, so that an agent goes on draining
+records and shipping frames; entries are looked at again at their turn, never trusted from a listing. All of it is logged ahead
+of records that still wait, which is harmless for the end result and why such frames are labelled ``scan``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from diffkeeper.domain import errors, frames, trees
+from diffkeeper.domain.deltas import ROOT_ID
+from diffkeeper_capture import rereader
+from diffkeeper_capture.contents import NEVER, Contents, Known
+from diffkeeper_capture.shadow import PARKED, Shadow, readable
+
+# Entries looked at before a step ends, where no bytes are read.
+ENTRIES_A_STEP = 256
+
+# What a step read, in bytes: entries count a little too, so that a budget in bytes bounds both.
+ENTRY_COST = 512
+
+
+class Depth(Enum):
+    """How much of what a comparison meets is looked into."""
+
+    NAMES = "names"  # directories asked for; new files are read, known ones are trusted
+    CHANGED = "changed"  # and known files whose fingerprint is not the remembered one are read
+
+
+class Absence(Enum):
+    """Why an entry is not compared."""
+
+    GONE = "gone"  # nothing a volume keeps has that name
+    HIDDEN = "hidden"  # something is in the way, or it cannot be read: never a reason to delete
+
+
+@dataclass(slots=True)
+class Progress:
+    """Of a first sight. Totals were counted just before, so they are a little older than the rest."""
+
+    files: int = 0
+    bytes: int = 0
+    files_total: int = 0
+    bytes_total: int = 0
+    done: bool = False
+
+
+@dataclass(slots=True)
+class Found:
+    """One entry on disk."""
+
+    parent: int
+    name: bytes
+    status: os.stat_result
+    kind: trees.Kind
+    directory: int  # descriptor of the parent
+    target: bytes = b""
+
+
+class Scanner:
+    """Compares; one comparison at a time for each volume. ``changes`` counts what it had to log."""
+
+    def __init__(self, shadow: Shadow, reader: rereader.Rereader, contents: Contents) -> None:
+        self.changes = 0
+        self.read_bytes = 0
+        self._shadow = shadow
+        self._reader = reader
+        self._contents = contents
+        self._told: set[tuple[int, bytes]] = set()  # special entries that were said once
+        self._parked: dict[int, tuple[int, bytes]] = {}
+        self._missing: list[tuple[int, bytes]] = []
+        self._queue: deque[tuple[int, frozenset[bytes] | None, bool]] = deque()
+        self._seen: set[int] = set()
+        self._depth = Depth.NAMES
+
+    # ------------------------------------------------------------------------------------------------- whole comparisons
+
+    def compare(
+        self, scope: dict[int, frozenset[bytes] | None], *, deep: bool, depth: Depth = Depth.NAMES
+    ) -> Iterator[int]:
+        """Compare directories (all names of each, or those given) and, ``deep``, all below; yields the cost of each step.
+
+        New subdirectories are always entered. Raises Misconfigured when the root is not what it was.
+        """
+        self._reader.check_root()
+        self._depth = depth
+        self._seen.clear()
+        self._queue.extend((directory, names, deep) for directory, names in scope.items())
+        while self._queue:
+            directory, names, below = self._queue.popleft()
+            if self._shadow.is_directory(directory):
+                yield from self._directory(directory, names, below)
+        self._reader.check_root()
+        yield self._finish()
+
+    def scan_base(self) -> Iterator[Progress]:
+        """The first sight of everything below the root."""
+        progress = Progress()
+        yield from self._count(progress)
+        start = self.read_bytes
+        self._log_root_xattrs()
+        for _ in self.compare({ROOT_ID: None}, deep=True, depth=Depth.NAMES):
+            progress.files = len(self._shadow.tree.nodes) - 1
+            progress.bytes = self.read_bytes - start
+            progress.files_total = max(progress.files_total, progress.files)
+            progress.bytes_total = max(progress.bytes_total, progress.bytes)
+            yield progress
+        progress.done = True
+        yield progress
+
+    def _count(self, progress: Progress) -> Iterator[Progress]:
+        """What there is to read, for people who wait; entries that vanish meanwhile do not matter."""
+        for _, directories, files, fd in os.fwalk(self._reader.root):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    progress.bytes_total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
+            progress.files_total += len(directories) + len(files)
+            yield progress
+
+    def _log_root_xattrs(self) -> None:
+        with self._reader.directory(ROOT_ID) as fd:
+            self._log_xattrs(ROOT_ID, rereader.list_xattrs(fd, b"."), {})
+
+    def read_file(self, file_id: int) -> Iterator[int]:
+        """Log the content of a known file anew; raises Elsewhere when it is not where the shadow has it."""
+        with self._reader.file(file_id) as fd:
+            yield from self._read(file_id, fd, is_new=False)
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self._shadow.sink.note_fidelity(frames.Fidelity.SCAN)
+
+    # ------------------------------------------------------------------------------------------------------ one directory
+
+    def _directory(self, directory: int, names: frozenset[bytes] | None, deep: bool) -> Iterator[int]:
+        if names is None:
+            if directory in self._seen:
+                return
+            self._seen.add(directory)
+        try:
+            with self._reader.directory(directory) as fd:
+                status = os.fstat(fd)
+                self._shadow.bind(directory, status.st_ino)
+                if directory == ROOT_ID:
+                    self._same_attributes(ROOT_ID, status)
+                listed = [os.fsencode(name) for name in os.listdir(fd)] if names is None else sorted(names)
+                for looked, name in enumerate(listed, 1):
+                    yield from self._name(directory, fd, name, deep)
+                    if looked % ENTRIES_A_STEP == 0:
+                        yield ENTRIES_A_STEP * ENTRY_COST
+        except rereader.Elsewhere:
+            # It was moved or replaced: the directory above knows. (The root never is elsewhere.)
+            self._queue.extend(
+                (parent, None, False) for parent, _ in self._shadow.tree.nodes[directory].entries
+            )
+            return
+        if names is None and directory in self._shadow.tree.nodes:
+            present = set(listed)
+            children = self._shadow.tree.nodes[directory].children
+            self._missing.extend((directory, name) for name in children if name not in present)
+
+    def _name(self, directory: int, fd: int, name: bytes, deep: bool) -> Iterator[int]:
+        known = self._shadow.tree.child(directory, name)
+        found = self._look(directory, fd, name)
+        if found is Absence.GONE:
+            if known is not None:
+                self._missing.append((directory, name))
+        elif isinstance(found, Found):
+            if known is not None and self._is_same(known, found):
+                yield from self._compare_known(known, found, deep)
+                return
+            if known is not None:
+                self._make_room(found, known)
+            yield from self._arrive(found, deep)
+
+    def _look(self, directory: int, fd: int, name: bytes) -> Found | Absence:
+        try:
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if status.st_dev != self._reader.device:
+                self._tell(directory, name, "other-file-system")
+                return Absence.HIDDEN
+            kind = rereader.kind_of(status.st_mode)
+            if kind is None:
+                self._tell(directory, name, "special-file")
+                return Absence.GONE
+            target = os.readlink(name, dir_fd=fd) if kind is trees.Kind.SYMLINK else b""
+        except (FileNotFoundError, NotADirectoryError):
+            return Absence.GONE
+        except OSError as error:
+            self._tell(directory, name, f"unreadable ({error.strerror})")
+            return Absence.HIDDEN
+        return Found(directory, name, status, kind, fd, target)
+
+    def _tell(self, directory: int, name: bytes, cause: str) -> None:
+        """A gap, said once for each entry."""
+        if (directory, name) not in self._told:
+            self._told.add((directory, name))
+            path = self._shadow.tree.path(directory) or b""
+            self._shadow.sink.gap(cause, readable(path + b"/" + name if path else name), directory)
+
+    def _is_same(self, known: int, found: Found) -> bool:
+        node = self._shadow.tree.nodes[known]
+        inode = self._shadow.inode_of.get(known)
+        if node.kind is not found.kind or node.target != found.target:
+            return False
+        if inode is None:
+            return found.status.st_ino not in self._shadow.by_inode
+        return inode == found.status.st_ino
+
+    # ----------------------------------------------------------------------------------------------- an entry that is known
+
+    def _compare_known(self, known: int, found: Found, deep: bool) -> Iterator[int]:
+        is_adopted = known not in self._shadow.inode_of
+        self._shadow.bind(known, found.status.st_ino)
+        self._same_attributes(known, found.status)
+        if self._depth is Depth.CHANGED and not self._contents.is_unchanged(known, found.status):
+            self._compare_xattrs(known, found)
+        if found.kind is trees.Kind.DIR:
+            if deep or is_adopted:
+                self._queue.append((known, None, True))
+        elif found.kind is trees.Kind.FILE:
+            is_stale = self._depth is Depth.CHANGED and not self._contents.is_unchanged(known, found.status)
+            if is_adopted or is_stale:
+                yield from self._read_entry(known, found, is_new=False)
+
+    def _same_attributes(self, file_id: int, status: os.stat_result) -> None:
+        """Log what differs of mode and owner."""
+        node = self._shadow.tree.nodes[file_id]
+        changes: dict[str, int] = {}
+        if node.kind is not trees.Kind.SYMLINK and node.mode != stat.S_IMODE(status.st_mode):
+            changes["mode"] = stat.S_IMODE(status.st_mode)
+        if (node.uid, node.gid) != (status.st_uid, status.st_gid):
+            changes |= {"uid": status.st_uid, "gid": status.st_gid}
+        if changes:
+            self._changed()
+            self._shadow.change_attributes(file_id, changes, _now_us())
+
+    def _compare_xattrs(self, file_id: int, found: Found) -> None:
+        known = self._contents.known.setdefault(file_id, Known(NEVER, size=-1))
+        there = rereader.list_xattrs(found.directory, found.name)
+        self._log_xattrs(file_id, there, known.xattrs)
+        known.xattrs = there
+
+    def _log_xattrs(self, file_id: int, there: dict[bytes, bytes], before: dict[bytes, bytes]) -> None:
+        for name in sorted(before.keys() | there.keys()):
+            if before.get(name) != there.get(name):
+                self._changed()
+                self._shadow.change_xattr(file_id, name, there.get(name), _now_us())
+
+    # ------------------------------------------------------------------------------------------------ an entry that is new
+
+    def _make_room(self, found: Found, known: int) -> None:
+        """Another inode stands where ``known`` was: park that until it is known where it went."""
+        self._changed()
+        parked = PARKED % known
+        self._shadow.rename((found.parent, found.name), (found.parent, parked), _now_us())
+        self._parked[known] = (found.parent, parked)
+
+    def _arrive(self, found: Found, deep: bool) -> Iterator[int]:
+        """The entry has no id here yet: it was moved, linked, or is new."""
+        self._changed()
+        other = self._shadow.by_inode.get(found.status.st_ino)
+        if other is not None and self._is_kin(other, found):
+            if self._moved_or_linked(other, found):
+                if found.kind is trees.Kind.DIR:
+                    self._queue.append((other, None, True))
+                else:
+                    self._same_attributes(other, found.status)
+                    if found.kind is trees.Kind.FILE and not self._is_content_known(other, found):
+                        yield from self._read_entry(other, found, is_new=False)
+                return
+        elif other is not None:
+            # The number was given to something else meanwhile.
+            self._shadow.unbind(other)
+        file_id = self._make(found)
+        if found.kind is trees.Kind.DIR:
+            self._queue.append((file_id, None, True))
+        elif found.kind is trees.Kind.FILE:
+            yield from self._read_entry(file_id, found, is_new=True)
+
+    def _is_kin(self, other: int, found: Found) -> bool:
+        node = self._shadow.tree.nodes[other]
+        return node.kind is found.kind and node.target == found.target
+
+    def _moved_or_linked(self, other: int, found: Found) -> bool:
+        """Give a known id its new entry; False when it has to be made anew."""
+        place = (found.parent, found.name)
+        if found.kind is trees.Kind.DIR:
+            entry = next(iter(self._shadow.tree.nodes[other].entries), None)
+            if entry is None or self._still_there(entry, found):
+                self._tell(found.parent, found.name, "mounted-twice")
+                return True
+            return self._try_rename(entry, place, other)
+        gone = [
+            entry
+            for entry in sorted(self._shadow.tree.nodes[other].entries)
+            if not self._still_there(entry, found)
+        ]
+        if gone:
+            return self._try_rename(gone[0], place, other)
+        self._shadow.link(other, *place, _now_us())
+        return True
+
+    def _try_rename(self, source: tuple[int, bytes], place: tuple[int, bytes], other: int) -> bool:
+        try:
+            self._shadow.rename(source, place, _now_us())
+        except errors.Corrupt:
+            # Below itself, as the shadow still has it: two directories changed places. Made anew, which costs data only.
+            self._shadow.unbind(other)
+            return False
+        self._parked.pop(other, None)
+        return True
+
+    def _still_there(self, entry: tuple[int, bytes], found: Found) -> bool:
+        try:
+            status = self._reader.look(*entry)
+        except rereader.Elsewhere:
+            return False
+        return status is not None and status.st_ino == found.status.st_ino
+
+    def _is_content_known(self, other: int, found: Found) -> bool:
+        """A file that only moved has the content it had, unless its inode number was given to a new one."""
+        if self._contents.is_unchanged(other, found.status):
+            return True
+        if self._depth is Depth.CHANGED:
+            return False
+        generation = self._shadow.generation_of.get(other, 0)
+        if not generation:
+            return False
+        try:
+            fd = rereader.open_file(found.directory, found.name, found.status.st_ino)
+        except rereader.Elsewhere:
+            return True  # gone again: nothing to read
+        try:
+            return rereader.generation_of(fd) == generation
+        finally:
+            os.close(fd)
+
+    def _make(self, found: Found) -> int:
+        status = found.status
+        file_id = self._shadow.make(
+            found.kind,
+            found.parent,
+            found.name,
+            stat.S_IMODE(status.st_mode),
+            status.st_uid,
+            status.st_gid,
+            _now_us(),
+            found.target,
+        )
+        self._shadow.bind(file_id, status.st_ino)
+        there = rereader.list_xattrs(found.directory, found.name)
+        if there:
+            self._log_xattrs(file_id, there, {})
+        if there or self._contents.sole_source:
+            self._contents.known[file_id] = Known(NEVER, xattrs=there)
+        return file_id
+
+    # ------------------------------------------------------------------------------------------------------------ content
+
+    def _read_entry(self, file_id: int, found: Found, *, is_new: bool) -> Iterator[int]:
+        try:
+            fd = rereader.open_file(found.directory, found.name, found.status.st_ino)
+        except rereader.Elsewhere:
+            return  # replaced or gone since: its own record, or the next comparison, tells
+        try:
+            yield from self._read(file_id, fd, is_new=is_new)
+        finally:
+            os.close(fd)
+
+    def _read(self, file_id: int, fd: int, *, is_new: bool) -> Iterator[int]:
+        generation = rereader.generation_of(fd)
+        if generation:
+            self._shadow.generation_of[file_id] = generation
+        for size in self._contents.read(file_id, fd, _now_us(), time.time_ns(), is_new=is_new):
+            self.read_bytes += size
+            yield size
+
+    # -------------------------------------------------------------------------------------------------------------- the end
+
+    def _finish(self) -> int:
+        """Remove what was neither found in its place nor elsewhere. Looks again first: names may have come meanwhile."""
+        cost = ENTRY_COST * (len(self._missing) + len(self._parked) + 1)
+        for file_id, (parent, name) in self._parked.items():
+            if self._shadow.tree.child(parent, name) == file_id:
+                self._shadow.remove_tree(parent, name, _now_us())
+        self._parked.clear()
+        for parent, name in self._missing:
+            child = self._shadow.tree.child(parent, name)
+            if child is None:
+                continue
+            try:
+                status = self._reader.look(parent, name)
+            except rereader.Elsewhere:
+                continue
+            if status is None or status.st_ino != self._shadow.inode_of.get(child, status.st_ino):
+                self._changed()
+                self._shadow.remove_tree(parent, name, _now_us())
+        self._missing.clear()
+        return cost
+
+
+def _now_us() -> int:
+    return time.monotonic_ns() // 1000

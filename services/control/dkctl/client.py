@@ -1,0 +1,145 @@
+"""A client of control's admin API over http.client: JSON in, JSON out, errors of the five families."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from diffkeeper.domain import errors
+from dkctl import deployments
+
+# How long an answer may take beyond what the call itself says it waits.
+ANSWER_TIMEOUT_S = 15.0
+# An answer larger than this is not one of control's.
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
+_UP = "dkctl up --detach starts it again and takes over what still runs"
+
+
+class Control:
+    """One deployment's control service. A connection a call: commands make few of them."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self.address = address
+        self._token = token
+
+    @classmethod
+    def of(cls, directory: Path) -> Control:
+        """The control of the deployment below ``directory``; raises NotFound when there is no deployment."""
+        deployment = deployments.need(directory)
+        if deployment.address is None:
+            raise errors.Unreachable(
+                f"control of the deployment in {directory} was never up",
+                reason="control-unreachable",
+                hint=_UP,
+            )
+        return cls(deployment.address, deployment.token)
+
+    def healthz(self, timeout_s: float = 2.0) -> dict[str, Any]:
+        return self._call("GET", "/healthz", None, timeout_s)
+
+    def status(self) -> dict[str, Any]:
+        return self._call("GET", "/v1/status")
+
+    def volume(self, volume: str) -> dict[str, Any]:
+        return self._call("GET", _volume_path(volume))
+
+    def log(self, volume: str, after: str | None, limit: int) -> dict[str, Any]:
+        query = {"limit": str(limit)} | ({"after": after} if after else {})
+        return self._call("GET", f"{_volume_path(volume, 'log')}?{urlencode(query)}")
+
+    def run(self, volume: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._call("POST", _volume_path(volume, "run"), body, 60)
+
+    def attach(self, volume: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._call("POST", _volume_path(volume, "attach"), body, 60)
+
+    def release(self, volume: str, exit_code: int | None) -> dict[str, Any]:
+        return self._call("POST", _volume_path(volume, "release"), {"exit_code": exit_code}, 60)
+
+    def detach(self, volume: str) -> dict[str, Any]:
+        return self._call("POST", _volume_path(volume, "detach"), {}, 60)
+
+    def sync(self, volume: str, level: str, timeout_s: float) -> dict[str, Any]:
+        body = {"level": level, "timeout_s": timeout_s}
+        return self._call("POST", _volume_path(volume, "sync"), body, timeout_s + ANSWER_TIMEOUT_S)
+
+    def verify(self, volume: str, timeout_s: float) -> dict[str, Any]:
+        return self._call("POST", _volume_path(volume, "verify"), {}, timeout_s)
+
+    def failover(self, volume: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._call("POST", _volume_path(volume, "failover"), body)
+
+    def operation(self, operation: str, wait_s: float) -> dict[str, Any]:
+        path = f"/v1/operations/{quote(operation, safe='')}?wait_s={wait_s:g}"
+        return self._call("GET", path, None, wait_s + ANSWER_TIMEOUT_S)
+
+    def stop_site(self, site: str, *, kill: bool) -> dict[str, Any]:
+        return self._call("POST", f"/v1/sites/{quote(site, safe='')}/stop", {"kill": kill}, 60)
+
+    def start_site(self, site: str) -> dict[str, Any]:
+        return self._call("POST", f"/v1/sites/{quote(site, safe='')}/start", {}, 60)
+
+    def shutdown(self, timeout_s: float) -> dict[str, Any]:
+        return self._call("POST", "/v1/shutdown", {"timeout_s": timeout_s})
+
+    def _call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> dict[str, Any]:
+        status, raw = self._exchange(method, path, body, timeout_s)
+        answer = self._object(raw, status)
+        if status >= 400:
+            raise (
+                errors.from_dict(answer["error"])
+                if isinstance(answer.get("error"), dict)
+                else _odd(self, status)
+            )
+        return answer
+
+    def _exchange(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
+    ) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(urlsplit(self.address).netloc, timeout=timeout_s)
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            return response.status, response.read(MAX_ANSWER_BYTES)
+        except TimeoutError as error:
+            raise errors.TimedOut(
+                f"control at {self.address} did not answer within {timeout_s:g} s; what was asked may happen",
+                reason="no-answer",
+                hint="dkctl status, and look into logs/control.log of the deployment",
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise errors.Unreachable(
+                f"control at {self.address} cannot be reached ({error}); nothing is known to have changed",
+                reason="control-unreachable",
+                hint=_UP,
+            ) from error
+        finally:
+            connection.close()
+
+    def _object(self, raw: bytes, status: int) -> dict[str, Any]:
+        try:
+            answer = json.loads(raw)
+        except ValueError as error:
+            raise _odd(self, status) from error
+        if not isinstance(answer, dict):
+            raise _odd(self, status)
+        return answer
+
+
+def _volume_path(volume: str, action: str = "") -> str:
+    return f"/v1/volumes/{quote(volume, safe='')}" + (f"/{action}" if action else "")
+
+
+def _odd(control: Control, status: int) -> errors.Unreachable:
+    return errors.Unreachable(
+        f"what answers at {control.address} is not DiffKeeper's control (HTTP status {status})",
+        reason="not-control",
+        hint="dkctl up --detach starts control and notes its address",
+    )

@@ -1,0 +1,44 @@
+"""What of a status needs somebody's attention: pure, one sentence a finding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SICK_STATES = frozenset({"leaderless", "fenced", "failed"})
+_SICK_REPLICAS = frozenset({"stalled", "failed"})
+
+
+def of_site(site: dict[str, Any]) -> list[str]:
+    if site["state"] == "alive":
+        return []
+    detail = f" ({site['detail']})" if site.get("detail") else ""
+    return [f"site {site['site']} is {site['state']}{detail}"]
+
+
+def of_volume(volume: dict[str, Any]) -> list[str]:
+    name, found = volume["volume"], []
+    if volume["state"] in _SICK_STATES:
+        detail = f" ({volume['detail']})" if volume.get("detail") else ""
+        found.append(f"{name} is {volume['state']}{detail}")
+    level = volume.get("level") or {}
+    # Until the base is safe the level cannot be met: that is progress, not a finding.
+    if level.get("met") is False and volume.get("ready"):
+        found.append(f"{name} does not meet its level {level['asked']}")
+    gaps = volume.get("gaps") or {}
+    if gaps.get("open"):
+        found.append(f"{name} has {gaps['open']} open gaps in its capture")
+    found += [
+        f"the replica of {name} at {replica['site']} is {replica['state']}"
+        for replica in volume.get("sites", [])
+        if replica.get("state") in _SICK_REPLICAS
+    ]
+    if volume.get("orphans"):
+        found.append(f"{name} has {len(volume['orphans'])} orphan branches")
+    return found
+
+
+def of_status(status: dict[str, Any]) -> list[str]:
+    return [
+        *(finding for site in status["sites"] for finding in of_site(site)),
+        *(finding for volume in status["volumes"] for finding in of_volume(volume)),
+    ]
