@@ -22,7 +22,7 @@ Entry = list[Any]
 
 
 def digest(root: str) -> dict[str, Entry]:
-    """``root`` (as ``.``) and every path below it (``b64:`` and its bytes where not UTF-8) with what it is."""
+    """``root`` (as ``.``) and every path below it (``b64:`` and its bytes where not UTF-8)."""
     root = os.path.normpath(root)
     entries: dict[str, Entry] = {".": _entry(root, os.stat(root))}
     waiting = [root]

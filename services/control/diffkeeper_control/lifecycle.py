@@ -167,12 +167,13 @@ class Lifecycle:
         held_since_us = volume.held_since_us
         ended = await self._end_capture(volume)
         assert ended.resume is not None, "capture ended at a point"
+        resume = ended.resume
         ended, epoch = registry.with_next_epoch(ended)
         volume = registry.with_reign(
             ended,
-            Reign(site=volume.leader, epoch=epoch, parent=ended.resume.point),
+            Reign(site=volume.leader, epoch=epoch, parent=resume.point),
             path=volume.paths[volume.leader],
-            resume=ended.resume,
+            resume=resume,
         )
         volume = msgspec.structs.replace(volume, state=State.CAPTURED, held_since_us=held_since_us)
         self._registry.put(volume)
