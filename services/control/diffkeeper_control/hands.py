@@ -108,7 +108,9 @@ class SiteHands:
         answer = await self._embedded.clients[plan.leader].agent.handover(
             plan.volume, plan.target, plan.grace_s, plan.timeout_s
         )
-        return failover.HandedOver(_heard_point(answer), answer.get("tree_state"))
+        return failover.HandedOver(
+            _heard_point(answer), answer.get("tree_state"), answer.get("took_ms") or {}
+        )
 
     async def _is_released(self, volume: Volume) -> bool:
         status = await self._embedded.clients[volume.leader].agent.volume(volume.name)
