@@ -15,8 +15,6 @@ SETTINGS = {
     "save": "",
     "appendonly": "yes",
     "appendfsync": "always",
-    # Small, so that a short run sees rewrites: a new base file, a renamed manifest, old files unlinked.
-    "auto-aof-rewrite-min-size": "512kb",
     "auto-aof-rewrite-percentage": "100",
 }
 
@@ -84,8 +82,10 @@ class RedisClient:
 class RedisVictim:
     name = "redis"
 
-    def __init__(self) -> None:
+    def __init__(self, rewrite_from: str = "512kb") -> None:
+        """``rewrite_from``: small, so that a short run sees rewrites (a new base, a rename, unlinks)."""
         self.port = victims.free_port()
+        self._rewrite_from = rewrite_from
 
     def lacking(self) -> str | None:
         absent = [name for name in ("redis-server", "redis-check-aof") if victims.program(name) is None]
@@ -95,7 +95,11 @@ class RedisVictim:
         """The server makes its own files."""
 
     def command(self, directory: str) -> list[str]:
-        settings = SETTINGS | {"dir": directory, "port": str(self.port)}
+        settings = SETTINGS | {
+            "dir": directory,
+            "port": str(self.port),
+            "auto-aof-rewrite-min-size": self._rewrite_from,
+        }
         options = [part for name, value in settings.items() for part in (f"--{name}", value)]
         return [victims.program("redis-server") or "redis-server", *options]
 

@@ -13,17 +13,17 @@ With ``site`` and ``remote`` nothing acknowledged may be missing.
 from __future__ import annotations
 
 import random
+import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from tests.support import deployments
 from tests.victims import load, operations, victims
-
-from dkctl.bench import trials
 
 VOLUME = "victim"
 # The kill comes this long after the first acknowledged operations, at most.
@@ -54,10 +54,35 @@ class Outcome:
         return self.verdict.problems() + self.complaints
 
 
+class Asks(Protocol):
+    def volume(self, volume: str) -> dict[str, Any]: ...
+
+
+class Deployment(Protocol):
+    """What a round asks of ``trials.Trial``, and of its twin."""
+
+    @property
+    def sites(self) -> tuple[str, ...]: ...
+
+    def run(
+        self, volume: str, site: str, path: Path, command: Sequence[str], durability: str, log: Path
+    ) -> subprocess.Popen[bytes]: ...
+
+    def wait_following(self, volume: str, site: str) -> Path: ...
+
+    def kill_site(self, site: str) -> None: ...
+
+    def start_site(self, site: str) -> None: ...
+
+    def failover(self, volume: str, target: str, *more: str) -> dict[str, Any]: ...
+
+    def control(self) -> Asks: ...
+
+
 class Arena:
     """Where the victim runs now, and everything its clients were told so far."""
 
-    def __init__(self, trial: trials.Trial, victim: victims.Victim, folder: Path, durability: str) -> None:
+    def __init__(self, trial: Deployment, victim: victims.Victim, folder: Path, durability: str) -> None:
         self.trial = trial
         self.victim = victim
         self.history = operations.History()
@@ -147,7 +172,7 @@ class Report:
 class Watch:
     """Asks for the status again and again, so that the last answer before a kill is fresh."""
 
-    def __init__(self, trial: trials.Trial) -> None:
+    def __init__(self, trial: Deployment) -> None:
         self._control = trial.control()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch")

@@ -34,6 +34,8 @@ class State(ctypes.Structure):
         ("lost_records", ctypes.c_uint64),
         ("lost_everywhere", ctypes.c_uint64),
         ("truncates_in_flight", ctypes.c_uint64),
+        ("moves", ctypes.c_uint64),
+        ("settings", ctypes.c_uint64),
         ("asked_length", ctypes.c_uint64),
         ("answer_inode", ctypes.c_uint64),
         ("answer_generation", ctypes.c_uint32),
@@ -115,6 +117,7 @@ class BpfProbe:
 
     def ignore(self, tgid: int) -> None:
         self._loaded.map("ignored").put(_NUMBER.pack(self._kernel_tgid(tgid)), _NUMBER.pack(1))
+        self._state.settings += 1
 
     def _tell_roots(self) -> None:
         """The kernel side's quick answers, from the roots as they now are. Filters first: a set bit alone is harmless."""
@@ -128,6 +131,7 @@ class BpfProbe:
             self._state.inode_bits[index] = bits
         self._state.device_bits = device_bits
         self._state.volumes = len(self._roots)
+        self._state.settings += 1
 
     def _identify(self, fd: int) -> Identity:
         """Ask the kernel side by an impossible call: ftruncate to a negative length that only we know."""

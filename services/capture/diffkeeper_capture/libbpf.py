@@ -44,8 +44,8 @@ _PROTOTYPES: dict[str, tuple[object, tuple[object, ...]]] = {
 }
 
 _LEVEL_DEBUG = 2
-_MESSAGE_MAX_BYTES = 16_384
 # A verifier log is one message of many kilobytes; its end is where the refusal stands.
+_MESSAGE_MAX_BYTES = 4 * 1024 * 1024
 _QUOTED_CHARS = 1200
 
 

@@ -62,10 +62,8 @@ INLINE void count_lost(u32 volume, u64 inode)
 		state.lost_everywhere = 1;
 }
 
-INLINE void fill_head(struct dk_record *record, u32 kind, u32 volume, u64 start)
+INLINE void fill_head(struct dk_record *record, struct task_struct *task, u32 kind, u32 volume, u64 start)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-
 	__builtin_memset(record, 0, sizeof(*record));
 	record->kind = kind;
 	record->volume = volume;
@@ -95,7 +93,7 @@ INLINE struct dk_record *begin_record(u32 kind, u32 volume, struct inode *inode,
 		count_lost(volume, inode->i_ino);
 		return NULL;
 	}
-	fill_head(record, kind, volume, start);
+	fill_head(record, bpf_get_current_task_btf(), kind, volume, start);
 	fill_inode(record, inode);
 	return record;
 }

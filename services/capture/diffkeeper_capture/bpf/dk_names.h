@@ -103,7 +103,7 @@ INLINE void fill_bases(struct dk_record *record, struct naming *call)
 
 INLINE void fill_naming(struct dk_record *record, struct naming *call, u32 flags)
 {
-	fill_head(record, KIND_PATH, NO_VOLUME, call->start);
+	fill_head(record, bpf_get_current_task_btf(), KIND_PATH, NO_VOLUME, call->start);
 	record->flags = flags;
 	record->offset = call->op;
 	record->length = call->length + call->length2;
