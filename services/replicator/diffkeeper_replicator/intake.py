@@ -78,7 +78,7 @@ class Intake:
         self._changed.set()
 
     async def promise(self, epoch: int) -> frames.Tip:
-        """From now on nothing of an older epoch is confirmed; gives what the journal holds, confirmed or not."""
+        """From now on nothing of an older epoch is confirmed; gives what the journal holds."""
         self.promised = max(self.promised, epoch)
         async with self._group_lock:
             self._forget_incoming()
