@@ -112,6 +112,8 @@ def render(config: ServerConfig) -> str:
         # three sites, and a ring is cut by the server as a loop.
         leaf += ['reconnect: "1s"', f"remotes: [{{ urls: [{', '.join(urls)}] }}]"]
     if leaf:
+        # Frames are compressed already; even "uncompressed" s2 framing copies and checksums each byte.
+        leaf.append("compression: off")
         lines.append(f"leafnodes {_block(leaf)}")
     return "\n".join(lines) + "\n"
 
