@@ -147,7 +147,8 @@ int dk_sys_enter(u64 *ctx)
 	}
 	if (nr == NR_truncate)
 		__sync_fetch_and_add(&state.truncates_in_flight, 1);
-	before->start_ns = bpf_ktime_get_ns();
+	before->begun.ns = bpf_ktime_get_ns();
+	before->begun.order = order_now();
 	return 0;
 }
 
@@ -162,6 +163,13 @@ INLINE struct dk_task *take_started(struct dk_task *mine, u32 nr)
 	return mine;
 }
 
+INLINE struct dk_begun begun_of(struct dk_task *before)
+{
+	struct dk_begun unknown = {};
+
+	return before ? before->begun : unknown;
+}
+
 /*
  * The descriptor was closed or replaced while a call on it ran (a fault of the program, but its bytes are in a file): the file
  * as it was known at the start has to be read again, in whichever volume it is.
@@ -174,17 +182,17 @@ INLINE void emit_vanished(struct task_struct *task, struct dk_task *before, u32 
 		count_lost(NO_VOLUME, before->inode);
 		return;
 	}
-	fill_head(record, task, KIND_REREAD, NO_VOLUME, before->start_ns);
+	fill_head(record, task, KIND_REREAD, NO_VOLUME, before->begun.ns);
 	record->inode = before->inode;
 	record->device = before->device;
 	record->length = ~0ull >> 1;
 	record->extra = nr;
-	flag_overlap(record, 0);
+	flag_overlap(record, before->begun.order, 0);
 	bpf_ringbuf_submit(record, 0);
 }
 
 /* The volume of a changed file; NO_VOLUME after having said all that has to be said about it. */
-INLINE u32 volume_to_tell(struct task_struct *task, struct dk_task *mine, struct file *file, struct inode *inode, u64 start, u32 nr)
+INLINE u32 volume_to_tell(struct task_struct *task, struct dk_task *mine, struct file *file, struct inode *inode, struct dk_begun begun, u32 nr)
 {
 	u32 volume = volume_of_change(task, mine, file, inode);
 
@@ -192,7 +200,7 @@ INLINE u32 volume_to_tell(struct task_struct *task, struct dk_task *mine, struct
 		return volume;
 	/* Another name of the file may be in a volume; so may a file deeper than the climb. The observer knows inodes. */
 	if (volume != IGNORED && (volume == TOO_DEEP || inode->i_nlink > 1))
-		emit_reread(NO_VOLUME, inode, start, 0, 0, ~0ull >> 1, nr);
+		emit_reread(NO_VOLUME, inode, begun, 0, 0, ~0ull >> 1, nr);
 	return NO_VOLUME;
 }
 
@@ -225,15 +233,15 @@ static int on_write(struct task_struct *task, struct dk_task *mine, struct pt_re
 	}
 	if (!inode || ret <= 0)
 		return 0;
-	w.start = before ? before->start_ns : 0;
-	w.volume = volume_to_tell(task, mine, file, inode, w.start, nr);
+	w.begun = begun_of(before);
+	w.volume = volume_to_tell(task, mine, file, inode, w.begun, nr);
 	if (w.volume == NO_VOLUME)
 		return 0;
 	w.flags = write_flags(file, rwf);
 	by_position = nr == NR_write || nr == NR_writev || (nr == NR_pwritev2 && (s64)ARG3(regs) == -1);
 	certain = place(file, inode, before, w.flags & FLAG_APPEND, by_position, ARG3(regs), ret, &from, &to);
 	if (unlikely(!certain)) {
-		emit_reread(w.volume, inode, w.start, w.flags | FLAG_OVERLAPPED, from, to, nr);
+		emit_reread(w.volume, inode, w.begun, w.flags | FLAG_OVERLAPPED, from, to, nr);
 		return 0;
 	}
 	w.offset = from;
@@ -263,7 +271,8 @@ static int on_range(struct task_struct *task, struct dk_task *mine, struct pt_re
 	struct file *file;
 	struct inode *inode;
 	s64 from = 0, to;
-	u64 start, place_of_offset = 0;
+	struct dk_begun begun;
+	u64 place_of_offset = 0;
 	u32 volume;
 
 	if (!changes_range(regs, nr))
@@ -277,8 +286,8 @@ static int on_range(struct task_struct *task, struct dk_task *mine, struct pt_re
 	}
 	if (!inode || ret < 0 || (!ret && nr != NR_fallocate && nr != NR_ioctl))
 		return 0;
-	start = before ? before->start_ns : 0;
-	volume = volume_to_tell(task, mine, file, inode, start, nr);
+	begun = begun_of(before);
+	volume = volume_to_tell(task, mine, file, inode, begun, nr);
 	if (volume == NO_VOLUME)
 		return 0;
 	to = inode->i_size;
@@ -300,7 +309,7 @@ static int on_range(struct task_struct *task, struct dk_task *mine, struct pt_re
 			place(file, inode, before, write_flags(file, 0) & FLAG_APPEND, true, 0, ret, &from, &to);
 		}
 	}
-	emit_reread(volume, inode, start, write_flags(file, 0), from, to, nr);
+	emit_reread(volume, inode, begun, write_flags(file, 0), from, to, nr);
 	return 0;
 }
 
@@ -322,7 +331,7 @@ static int on_resize(struct task_struct *task, struct dk_task *mine, struct pt_r
 	struct file *file = AS(file, file_of(task, ARG0(regs)));
 	struct inode *inode = regular(file);
 	struct dk_record *record;
-	u64 start;
+	struct dk_begun begun;
 	u32 volume;
 
 	if (unlikely(before && (!inode || before->file != (u64)file || before->inode != inode->i_ino))) {
@@ -331,15 +340,15 @@ static int on_resize(struct task_struct *task, struct dk_task *mine, struct pt_r
 	}
 	if (!inode || ret < 0)
 		return 0;
-	start = before ? before->start_ns : 0;
-	volume = volume_to_tell(task, mine, file, inode, start, nr);
+	begun = begun_of(before);
+	volume = volume_to_tell(task, mine, file, inode, begun, nr);
 	if (volume == NO_VOLUME)
 		return 0;
-	record = begin_record(KIND_SIZE, volume, inode, start);
+	record = begin_record(KIND_SIZE, volume, inode, begun.ns);
 	if (!record)
 		return 0;
 	record->aux = ARG1(regs);
-	flag_overlap(record, 0);
+	flag_overlap(record, begun.order, 0);
 	bpf_ringbuf_submit(record, 0);
 	return 0;
 }
@@ -353,6 +362,7 @@ static int on_open(struct task_struct *task, struct dk_task *mine, struct pt_reg
 	struct inode *inode;
 	struct file *file;
 	struct dk_record *record;
+	struct dk_begun begun;
 	struct bpf_dynptr room;
 	u32 volume;
 
@@ -371,7 +381,8 @@ static int on_open(struct task_struct *task, struct dk_task *mine, struct pt_reg
 		what = FLAG_TRUNCATED;
 	else
 		return 0;
-	volume = volume_to_tell(task, mine, file, inode, before ? before->start_ns : 0, nr);
+	begun = begun_of(before);
+	volume = volume_to_tell(task, mine, file, inode, begun, nr);
 	texts = scratch();
 	if (volume == NO_VOLUME || !texts)
 		return 0;
@@ -392,7 +403,7 @@ static int on_open(struct task_struct *task, struct dk_task *mine, struct pt_reg
 		bpf_ringbuf_discard_dynptr(&room, 0);
 		return 0;
 	}
-	fill_head(record, task, KIND_OPEN, volume, before ? before->start_ns : 0);
+	fill_head(record, task, KIND_OPEN, volume, begun.ns);
 	fill_inode(record, inode);
 	record->flags |= what;
 	record->length = length;
@@ -401,9 +412,9 @@ static int on_open(struct task_struct *task, struct dk_task *mine, struct pt_reg
 	record->generation2 = parent->d_inode->i_generation;
 	record->device2 = record->device;
 	record->extra = nr;
-	flag_overlap(record, 0);
+	flag_overlap(record, begun.order, 0);
 	if (what == FLAG_CREATED)
-		flag_name_overlap(record);
+		flag_name_overlap(record, begun.order);
 	bpf_dynptr_write(&room, sizeof(*record), texts->text, length, 0);
 	bpf_ringbuf_submit_dynptr(&room, 0);
 	return 0;
@@ -724,7 +735,7 @@ static int on_naming(struct task_struct *task, struct dk_task *mine, struct pt_r
 		__sync_fetch_and_add(&state.moves, 1);
 	if (ret >= 0 && call && !is_ignored(task)) {
 		__builtin_memset(call, 0, __builtin_offsetof(struct naming, text));
-		call->start = before ? before->start_ns : 0;
+		call->begun = begun_of(before);
 		/* Who made the new name; the calls that change an owner say their own. */
 		call->uid = task->cred->fsuid.val;
 		call->gid = task->cred->fsgid.val;

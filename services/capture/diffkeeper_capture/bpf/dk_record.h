@@ -102,9 +102,15 @@ struct dk_found {
 };
 #define FOUND_SLOTS 4
 
+/* When a call began: by the clock, and by the count of calls that had ended. All 0 when the probe was not there yet. */
+struct dk_begun {
+	u64 ns;
+	u64 order;
+};
+
 /* What is kept of a task: the call it was seen to begin (number + 1, or 0), and the files it last wrote. */
 struct dk_task {
-	u64 start_ns;
+	struct dk_begun begun;
 	u64 file;
 	u64 inode;
 	s64 position;

@@ -16,8 +16,8 @@ struct iovec {
 
 /* A finished write: decided first, copied then. Plain numbers only, so that the verifier follows each piece once. */
 struct written {
-	u64 start;
-	u64 own_end; /* of the record before, when this call is told in several */
+	struct dk_begun begun;
+	u64 own; /* number of the record before, when this call is told in several */
 	s64 offset;
 	s64 length;
 	s64 done;
@@ -58,9 +58,9 @@ INLINE s64 greater(s64 a, s64 b)
 }
 
 /* The range changed, its bytes are not known: to be read again. */
-INLINE void emit_reread(u32 volume, struct inode *inode, u64 start, u32 flags, s64 from, s64 to, u32 nr)
+INLINE void emit_reread(u32 volume, struct inode *inode, struct dk_begun begun, u32 flags, s64 from, s64 to, u32 nr)
 {
-	struct dk_record *record = begin_record(KIND_REREAD, volume, inode, start);
+	struct dk_record *record = begin_record(KIND_REREAD, volume, inode, begun.ns);
 
 	if (!record)
 		return;
@@ -69,13 +69,13 @@ INLINE void emit_reread(u32 volume, struct inode *inode, u64 start, u32 flags, s
 	record->length = greater(to - greater(from, 0), 0);
 	record->aux = inode->i_size;
 	record->extra = nr;
-	flag_overlap(record, 0);
+	flag_overlap(record, begun.order, 0);
 	bpf_ringbuf_submit(record, 0);
 }
 
 INLINE void fill_write(struct dk_record *record, struct task_struct *task, struct written *w, u64 chunk)
 {
-	fill_head(record, task, KIND_WRITE, w->volume, w->start);
+	fill_head(record, task, KIND_WRITE, w->volume, w->begun.ns);
 	record->inode = w->inode;
 	record->generation = w->generation;
 	record->device = w->device;
@@ -86,8 +86,7 @@ INLINE void fill_write(struct dk_record *record, struct task_struct *task, struc
 	record->length = chunk;
 	record->aux = w->size;
 	record->extra = w->extra;
-	flag_overlap(record, w->own_end);
-	w->own_end = record->end_ns;
+	w->own = flag_overlap(record, w->begun.order, w->own);
 }
 
 /* The rest of a write whose bytes cannot be had (user memory not present, or too many of them): its range alone. */
