@@ -165,9 +165,6 @@ class Replica:
                 raise errors.Fenced(
                     f"a newer epoch than {epoch} was promised here", reason="epoch-promised", epoch=epoch
                 )
-            if epoch > self.files.promised():
-                await asyncio.to_thread(self.files.write_promise, epoch)
-            self.intake.promised = max(self.intake.promised, epoch)
             await self._halt()
             try:
                 await self.replayer.apply_all()
@@ -409,6 +406,8 @@ class Replica:
             str(self.files.promoted),
             round((time.monotonic() - began) * 1000, 3),
         )
+        if epoch > self.files.promised():
+            await asyncio.to_thread(self.files.write_promise, epoch)
         path = str(self.path)
         role = msgspec.structs.replace(
             kept.wanted, role="lead", epoch=epoch, leader=self._log.site, path=path, tree_state=None
