@@ -1,7 +1,8 @@
 """Compiles the exact probe: a build hook of hatchling, and `python build_bpf.py` for a working copy.
 
-One object for each architecture is made on any machine (the target is BPF, only the numbers of system calls and the registers
-differ), so the wheel stays pure. ziglang brings clang; no package of the distribution is needed.
+One object for each architecture is made on any machine (the target is BPF, only the numbers of system calls
+and the registers differ), so the wheel stays pure. ziglang brings clang; no package of the distribution is
+needed.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from typing import Any
 
 BPF = Path(__file__).resolve().parent / "services" / "capture" / "diffkeeper_capture" / "bpf"
 ARCHITECTURES = {"x86_64": "DK_X86_64", "aarch64": "DK_AARCH64"}
-FLAGS = ["-target", "bpfel-freestanding", "-mcpu=v3", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fno-stack-protector"]
-FLAGS += ["-fno-asynchronous-unwind-tables"]
+TARGET = ["-target", "bpfel-freestanding", "-mcpu=v3", "-O2", "-g"]
+FLAGS = [*TARGET, "-Wall", "-Wextra", "-Werror", "-fno-stack-protector", "-fno-asynchronous-unwind-tables"]
 
 
 def compile_all(folder: Path = BPF) -> list[Path]:
     """Compile for every architecture, only where a source is newer than its object; the objects."""
-    newest = max(source.stat().st_mtime_ns for source in [*folder.glob("*.c"), *folder.glob("*.h"), Path(__file__)])
+    sources = [*folder.glob("*.c"), *folder.glob("*.h"), Path(__file__)]
+    newest = max(source.stat().st_mtime_ns for source in sources)
     objects = []
     for architecture, define in ARCHITECTURES.items():
         target = folder / f"capture.{architecture}.o"
@@ -31,8 +33,10 @@ def compile_all(folder: Path = BPF) -> list[Path]:
 
 def _compile(source: Path, target: Path, define: str) -> None:
     unfinished = target.with_suffix(".o.new")
-    command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, f"-D{define}", "-c", str(source), "-o", str(unfinished)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    compiler = [sys.executable, "-m", "ziglang", "cc", *FLAGS, f"-D{define}"]
+    done = subprocess.run(
+        [*compiler, "-c", str(source), "-o", str(unfinished)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"could not compile {source.name} for {target.name}:\n{done.stderr}")
     unfinished.replace(target)
@@ -44,8 +48,8 @@ except ImportError:  # run by hand in a working copy, where hatchling need not b
     pass
 else:
 
-    class CustomBuildHook(BuildHookInterface):  # type: ignore[misc]
-        """Runs for standard and editable builds alike: an editable install needs the objects beside their sources."""
+    class CustomBuildHook(BuildHookInterface[Any]):
+        """For standard and editable builds alike: the latter need the objects beside their sources."""
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
             compile_all()

@@ -30,10 +30,16 @@ class Story:
             self.judgement is not None
             and self.judgement.ok
             and self.verification is not None
-            and bool(self.verification["ok"])
+            and is_proven(self.verification)
             and self.kill_to_first_order_ms is not None
             and self.acknowledged_before_kill > 0
         )
+
+
+def is_proven(verification: dict[str, Any]) -> bool:
+    """Whether the chain, a replica and the source were all compared, and all agree."""
+    parts = [*verification["chains"], *verification["replicas"], verification["source"]]
+    return bool(verification["ok"] and verification["replicas"]) and all(part["ok"] is True for part in parts)
 
 
 def lines(story: Story) -> list[str]:

@@ -1,7 +1,7 @@
 """Opens, loads and attaches the compiled probe, and hands out its maps. Knows nothing of volumes or records.
 
-Everything the kernel keeps for the probe is reached by file descriptor through here (maps) or owned here (links), so that a later
-agent can find both again below a bpffs path without its users noticing.
+Everything the kernel keeps for the probe is reached by file descriptor through here (maps) or owned here
+(links), so that a later agent can find both again below a bpffs path without its users noticing.
 """
 
 from __future__ import annotations
@@ -116,9 +116,8 @@ class LoadedProbe:
             self._handle = None
 
     def _refused(self, what: str) -> errors.Misconfigured:
-        reason = os.strerror(ctypes.get_errno())
         return errors.Misconfigured(
-            f"{what}: {reason}",
+            f"{what}: {os.strerror(ctypes.get_errno())}",
             reason="bpf-refused",
             hint="run `dkctl doctor`, or use the portable probe (probe: watch)",
             libbpf=self._lib.version(),
@@ -139,7 +138,7 @@ def has_rights(status: str) -> bool:
 
 
 def why_not() -> str | None:
-    """Why the exact probe cannot run here, as a sentence with the remedy; None when nothing speaks against it.
+    """Why the exact probe cannot run here, as a sentence with the remedy; None when nothing is against it.
 
     The kernel's verifier has the last word: loading can still be refused, and then says why.
     """
@@ -162,5 +161,5 @@ def why_not() -> str | None:
         return f"the kernel lacks {', '.join(missing)} for BPF programs: use Linux 6.16 or newer"
     refusal = lib.why_no_map()
     if refusal:
-        return f"bpf(2) is refused ({refusal}): allow it in the container's seccomp profile, or lift kernel lockdown"
+        return f"bpf(2) is refused ({refusal}): allow it in the seccomp profile, or lift kernel lockdown"
     return None

@@ -1,8 +1,9 @@
-"""The exact probe: eBPF on the system call tracepoints. See ``bpf/capture.bpf.c`` for what the kernel side promises.
+"""The exact probe: eBPF on the tracepoints of system calls. What it promises stands in ``capture.bpf.c``.
 
-One probe serves all volumes of an agent. Each watched root stays open here, so that its inode cannot be given to another
-directory. Roots are known to the kernel by (inode, generation, device) as the kernel itself names them; btrfs and overlayfs
-tell user space other device numbers, so the probe asks its own kernel side (``_identify``) instead of stat.
+One probe serves all volumes of an agent. Each watched root stays open here, so that its inode cannot be given
+to another directory. Roots are known to the kernel by (inode, generation, device) as the kernel itself names
+them; btrfs and overlayfs tell user space other device numbers, so the probe asks its own kernel side
+(``_identify``) instead of stat.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class State(ctypes.Structure):
         ("lost_records", ctypes.c_uint64),
         ("lost_everywhere", ctypes.c_uint64),
         ("truncates_in_flight", ctypes.c_uint64),
+        ("moves", ctypes.c_uint64),
+        ("settings", ctypes.c_uint64),
         ("asked_length", ctypes.c_uint64),
         ("answer_inode", ctypes.c_uint64),
         ("answer_generation", ctypes.c_uint32),
@@ -63,25 +66,26 @@ class _Root:
 
 
 class BpfProbe:
-    """A ``RecordProbe``. Loads and attaches at once; raises ``Misconfigured`` with the kernel's word when refused."""
+    """A ``RecordProbe``. Loads and attaches at once, or raises ``Misconfigured`` with the kernel's word."""
 
     def __init__(self, ring_bytes: int = RING_BYTES) -> None:
         if ring_bytes & (ring_bytes - 1) or ring_bytes < 64 * 1024:
             raise errors.Misconfigured(
-                f"a ring of {ring_bytes} bytes is not possible", hint="choose a power of two of at least 64 KiB"
+                f"a ring of {ring_bytes} bytes is not possible",
+                hint="choose a power of two of at least 64 KiB",
             )
         self._roots: dict[int, _Root] = {}
         self._lost = probes.Lost(records=0, files=frozenset(), everywhere=False)
         self._loaded = bpf_loader.LoadedProbe(ring_bytes=ring_bytes)
-        self._memory = self._loaded.map(".bss.state").memory(ctypes.sizeof(State))
-        self._state = State.from_buffer(self._memory)
-        self._ring = ring.RingReader(self._loaded.map("ring").fd, ring_bytes)
-        self._closed = False
         try:
+            self._memory = self._loaded.map(".bss.state").memory(ctypes.sizeof(State))
+            self._ring = ring.RingReader(self._loaded.map("ring").fd, ring_bytes)
             self._loaded.attach()
         except BaseException:
-            self.close()
+            self._loaded.close()
             raise
+        self._state = State.from_buffer(self._memory)
+        self._closed = False
 
     @classmethod
     def why_not(cls) -> str | None:
@@ -96,7 +100,9 @@ class BpfProbe:
         twin = next((other for other, root in self._roots.items() if root.identity == identity), None)
         if twin is not None:
             raise errors.Refused(
-                f"this directory is already captured as volume slot {twin}", reason="already-captured", slot=twin
+                f"this directory is already captured as volume slot {twin}",
+                reason="already-captured",
+                slot=twin,
             )
         root = _Root(os.dup(root_fd), identity)
         try:
@@ -115,9 +121,10 @@ class BpfProbe:
 
     def ignore(self, tgid: int) -> None:
         self._loaded.map("ignored").put(_NUMBER.pack(self._kernel_tgid(tgid)), _NUMBER.pack(1))
+        self._state.settings += 1
 
     def _tell_roots(self) -> None:
-        """The kernel side's quick answers, from the roots as they now are. Filters first: a set bit alone is harmless."""
+        """The kernel side's quick answers, from the roots as they now are."""
         device_bits, inode_bits = 0, [0] * (_INODE_BITS // 64)
         for root in self._roots.values():
             device = root.identity.device
@@ -128,6 +135,7 @@ class BpfProbe:
             self._state.inode_bits[index] = bits
         self._state.device_bits = device_bits
         self._state.volumes = len(self._roots)
+        self._state.settings += 1
 
     def _identify(self, fd: int) -> Identity:
         """Ask the kernel side by an impossible call: ftruncate to a negative length that only we know."""
@@ -144,7 +152,9 @@ class BpfProbe:
             state.asked_length = 0
         if state.answer_count == before:
             raise errors.Transient(
-                "the probe is attached and did not answer", reason="probe-silent", hint="start the agent again"
+                "the probe is attached and did not answer",
+                reason="probe-silent",
+                hint="start the agent again",
             )
         return Identity(state.answer_inode, state.answer_generation, state.answer_device, state.answer_tgid)
 
@@ -179,10 +189,10 @@ class BpfProbe:
     def lost(self) -> probes.Lost:
         counted = self._state.lost_records
         if counted != self._lost.records:
-            named = (_LOST_FILE.unpack(key) for key in self._loaded.map("lost_files").keys(_LOST_FILE.size))  # noqa: SIM118
+            keys = self._loaded.map("lost_files").keys(_LOST_FILE.size)
             self._lost = probes.Lost(
                 records=counted,
-                files=frozenset((volume, inode) for inode, volume, _ in named),
+                files=frozenset((volume, inode) for inode, volume, _ in map(_LOST_FILE.unpack, keys)),
                 everywhere=bool(self._state.lost_everywhere),
             )
         return self._lost

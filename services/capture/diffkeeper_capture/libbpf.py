@@ -1,7 +1,8 @@
 """libbpf's C API, called through ctypes: the few functions that loading a probe takes.
 
-The library is the one inside the extension module of ``pylibbpf`` (which exports all of libbpf), else the system's
-``libbpf.so.1``. What libbpf has to say goes into a short memory instead of standard error, so that an error can quote it.
+The library is the one inside the extension module of ``pylibbpf`` (which exports all of libbpf), else the
+system's ``libbpf.so.1``. What libbpf has to say goes into a short memory instead of standard error, so that
+an error can quote it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ _PROTOTYPES: dict[str, tuple[object, tuple[object, ...]]] = {
     "bpf_map__fd": (_Fd, (_Pointer,)),
     "bpf_map__set_max_entries": (ctypes.c_int, (_Pointer, ctypes.c_uint32)),
     "bpf_map__max_entries": (ctypes.c_uint32, (_Pointer,)),
-    "bpf_map_create": (_Fd, (ctypes.c_int, _Text, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32, _Pointer)),
+    "bpf_map_create": (
+        _Fd,
+        (ctypes.c_int, _Text, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32, _Pointer),
+    ),
     "bpf_map_update_elem": (ctypes.c_int, (_Fd, _Pointer, _Pointer, ctypes.c_uint64)),
     "bpf_map_delete_elem": (ctypes.c_int, (_Fd, _Pointer)),
     "bpf_map_get_next_key": (ctypes.c_int, (_Fd, _Pointer, _Pointer)),
@@ -44,8 +48,8 @@ _PROTOTYPES: dict[str, tuple[object, tuple[object, ...]]] = {
 }
 
 _LEVEL_DEBUG = 2
-_MESSAGE_MAX_BYTES = 16_384
 # A verifier log is one message of many kilobytes; its end is where the refusal stands.
+_MESSAGE_MAX_BYTES = 4 * 1024 * 1024
 _QUOTED_CHARS = 1200
 
 
@@ -61,7 +65,8 @@ class Libbpf:
         self._said: collections.deque[str] = collections.deque(maxlen=40)
         self._format = ctypes.CDLL(None).vsnprintf
         self._format.argtypes = [_Pointer, ctypes.c_size_t, _Text, ctypes.c_void_p]
-        self._printer = _PrintFunction(self._remember)  # kept alive: libbpf calls it for as long as it is loaded
+        # Kept alive: libbpf calls it for as long as it is loaded.
+        self._printer = _PrintFunction(self._remember)
         self.call.libbpf_set_print(self._printer)
 
     def _remember(self, level: int, template: bytes, arguments: int) -> int:
@@ -82,13 +87,15 @@ class Libbpf:
         return str(self.call.libbpf_version_string().decode())
 
     def missing_kernel_functions(self, names: tuple[str, ...]) -> list[str] | None:
-        """Which of these the running kernel does not offer to BPF programs; None when its BTF cannot be read."""
+        """Which of these the kernel does not offer to BPF programs; None when its BTF cannot be read."""
         btf_kind_function = 12
         btf = self.call.btf__load_vmlinux_btf()
         if not btf:
             return None
         try:
-            return [n for n in names if self.call.btf__find_by_name_kind(btf, n.encode(), btf_kind_function) < 0]
+            return [
+                n for n in names if self.call.btf__find_by_name_kind(btf, n.encode(), btf_kind_function) < 0
+            ]
         finally:
             self.call.btf__free(btf)
 
@@ -122,6 +129,6 @@ def load() -> Libbpf:
     raise errors.Misconfigured(
         "libbpf was not found",
         reason="no-libbpf",
-        hint="pip install 'diffkeeper[capture]' (x86-64), or install the system package libbpf1 (1.0 or newer)",
+        hint="pip install 'diffkeeper[capture]' (x86-64), or the system package libbpf1 (1.0 or newer)",
         tried="; ".join(refusals),
     )

@@ -1,8 +1,9 @@
-"""Reads the kernel's ring of records by memory mapping: no call into libbpf, no copy, one handler call a record.
+"""Reads the kernel's ring of records by memory mapping: no call into libbpf, no copy, one handler call each.
 
-The layout is that of ``BPF_MAP_TYPE_RINGBUF``: a page with our position, a page with the kernel's, then the data mapped twice in a
-row, so that a record which wraps around is contiguous. Each record has eight bytes before it: its length with two flags, and a
-page offset that only the kernel uses. Positions count bytes since the start and never wrap.
+The layout is that of ``BPF_MAP_TYPE_RINGBUF``: a page with our position, a page with the kernel's, then the
+data mapped twice in a row, so that a record which wraps around is contiguous. Each record has eight bytes
+before it: its length with two flags, and a page offset that only the kernel uses. Positions count bytes since
+the start and never wrap.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ _BUSY = 1 << 31  # room is taken, the record is still being written
 _DISCARDED = 1 << 30
 _LENGTH = _DISCARDED - 1
 _RING_HEAD_BYTES = 8
-# Our position is told to the kernel in strides: each store moves a cache line that every writer of the machine reads.
-_STRIDE_BYTES = 256 * 1024
+# Our position is told to the kernel in strides: each store moves a cache line that every writer of the
+# machine reads.
+_STRIDE_MAX_BYTES = 256 * 1024
 # Writing a record takes the kernel microseconds; only a stopped virtual processor makes it long.
 _BUSY_LIMIT_S = 5.0
 
@@ -31,8 +33,11 @@ class RingReader:
     def __init__(self, fd: int, ring_bytes: int) -> None:
         self._fd = fd
         self._mask = ring_bytes - 1
+        self._stride = min(_STRIDE_MAX_BYTES, ring_bytes // 8)
         self._ours = mmap.mmap(fd, _PAGE, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self._theirs = mmap.mmap(fd, _PAGE + 2 * ring_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=_PAGE)
+        self._theirs = mmap.mmap(
+            fd, _PAGE + 2 * ring_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=_PAGE
+        )
         # Native casts: loads and stores of one machine word, never seen half done by the other side.
         self._consumer = memoryview(self._ours).cast("Q")
         self._producer = memoryview(self._theirs)[:8].cast("Q")
@@ -51,7 +56,7 @@ class RingReader:
         return self._position
 
     def drain(self, handle: probes.RecordHandler, upto: int | None = None, most: int = 65_536) -> int:
-        """Deliver records in order; see ``RecordProbe.drain``. A record whose handler raises is delivered again."""
+        """See ``RecordProbe.drain``. A record whose handler raises is delivered again."""
         delivered = 0
         target = -1 if upto is None else upto
         while True:
@@ -67,8 +72,8 @@ class RingReader:
         data, words, consumer, mask = self._data, self._words, self._consumer, self._mask
         unpack, new, record_class = records.HEAD.unpack_from, tuple.__new__, records.Record
         payload_at = _RING_HEAD_BYTES + records.HEAD_BYTES
-        position = self._position
-        told = position + _STRIDE_BYTES
+        position, stride = self._position, self._stride
+        told = position + stride
         delivered = 0
         try:
             while position < end:
@@ -87,13 +92,13 @@ class RingReader:
                 position += (length + 15) & ~7
                 if position >= told:
                     self._position = consumer[0] = position
-                    told = position + _STRIDE_BYTES
+                    told = position + stride
         finally:
             self._position = consumer[0] = position
         return delivered
 
     def _await_next(self) -> None:
-        """Until the record at our position is finished; the kernel is just writing it on another processor."""
+        """Until the record at our position is finished; the kernel is writing it on another processor."""
         deadline = time.monotonic() + _BUSY_LIMIT_S
         at = (self._position & self._mask) >> 2
         while self._position >= self._producer[0] or self._words[at] & _BUSY:

@@ -51,7 +51,7 @@ def supervise(child: int, gate: ProgramGate | None, link: AgentLink, signals: Si
         if signals.fileno() in ready:
             status = signals.relay(child)
             if status is not None:
-                link.say_exit(status)
+                link.say({"exit": status})
                 return status
         if link.is_up:
             if not link.listen() and gate is not None:
@@ -137,8 +137,9 @@ def run(options: argparse.Namespace) -> int:
     failure = _read_failure(failures_out)
     if failure is not None:
         status = os.waitpid(child, 0)[1]
-        link.say_exit(status)
+        link.say({"exit": status})
         raise _NotStarted(failure)
+    link.say({"started": True})
     return supervise(child, gate, link, relay)
 
 

@@ -274,10 +274,12 @@ class Scanner:
         other = self._shadow.by_inode.get(found.status.st_ino)
         if other is not None and self._is_kin(other, found):
             if self._moved_or_linked(other, found):
+                self._same_attributes(other, found.status)
+                if self._depth is Depth.CHANGED:
+                    self._compare_xattrs(other, found)
                 if found.kind is trees.Kind.DIR:
                     self._queue.append((other, None, True))
                 else:
-                    self._same_attributes(other, found.status)
                     if found.kind is trees.Kind.FILE and not self._is_content_known(other, found):
                         yield from self._read_entry(other, found, is_new=False)
                 return

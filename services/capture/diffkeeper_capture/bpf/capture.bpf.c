@@ -25,8 +25,8 @@ struct {
 	MAP_UINT(type, BPF_MAP_TYPE_TASK_STORAGE);
 	MAP_UINT(map_flags, BPF_F_NO_PREALLOC);
 	MAP_TYPE(key, s32);
-	MAP_TYPE(value, struct dk_started);
-} started SEC(".maps");
+	MAP_TYPE(value, struct dk_task);
+} tasks SEC(".maps");
 
 /* --------------------------------------------------------------------------------------------------- which calls matter */
 
@@ -57,7 +57,7 @@ static const u8 class_of[CLASSES] = {
 	[NR_symlink] = NAMING, [NR_mknod] = NAMING, [NR_chmod] = NAMING, [NR_chown] = NAMING, [NR_lchown] = NAMING,
 	[NR_utime] = NAMING, [NR_utimes] = NAMING, [NR_futimesat] = NAMING,
 	[NR_compat_open] = COMPAT, [NR_compat_creat] = COMPAT, [NR_compat_openat] = COMPAT, [NR_compat_execve] = COMPAT,
-	[NR_compat_execveat] = COMPAT,
+	[NR_compat_execveat] = COMPAT, [NR_compat_rename] = COMPAT, [NR_compat_renameat] = COMPAT, [NR_compat_renameat2] = COMPAT,
 #endif
 };
 
@@ -110,7 +110,7 @@ int dk_sys_enter(u64 *ctx)
 	struct pt_regs *regs = (struct pt_regs *)ctx[0];
 	u64 nr = ctx[1];
 	struct task_struct *task;
-	struct dk_started *before;
+	struct dk_task *before;
 	struct inode *inode = NULL;
 	struct file *file = NULL;
 	u32 class;
@@ -134,7 +134,7 @@ int dk_sys_enter(u64 *ctx)
 		if (!inode)
 			return 0;
 	}
-	before = bpf_task_storage_get(&started, task, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	before = bpf_task_storage_get(&tasks, task, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!before)
 		return 0;
 	before->call = nr + 1;
@@ -147,28 +147,34 @@ int dk_sys_enter(u64 *ctx)
 	}
 	if (nr == NR_truncate)
 		__sync_fetch_and_add(&state.truncates_in_flight, 1);
-	before->start_ns = bpf_ktime_get_ns();
+	before->begun.ns = bpf_ktime_get_ns();
+	before->begun.order = order_now();
 	return 0;
 }
 
 /* ------------------------------------------------------------------------------------------- sys_exit, class by class */
 
 /* What sys_enter saw of this call, taken once; NULL when the probe was not there yet. */
-INLINE struct dk_started *take_started(struct task_struct *task, u32 nr)
+INLINE struct dk_task *take_started(struct dk_task *mine, u32 nr)
 {
-	struct dk_started *before = bpf_task_storage_get(&started, task, NULL, 0);
-
-	if (!before || before->call != nr + 1)
+	if (!mine || mine->call != nr + 1)
 		return NULL;
-	before->call = 0;
-	return before;
+	mine->call = 0;
+	return mine;
+}
+
+INLINE struct dk_begun begun_of(struct dk_task *before)
+{
+	struct dk_begun unknown = {};
+
+	return before ? before->begun : unknown;
 }
 
 /*
  * The descriptor was closed or replaced while a call on it ran (a fault of the program, but its bytes are in a file): the file
  * as it was known at the start has to be read again, in whichever volume it is.
  */
-INLINE void emit_vanished(struct dk_started *before, u32 nr)
+INLINE void emit_vanished(struct task_struct *task, struct dk_task *before, u32 nr)
 {
 	struct dk_record *record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
 
@@ -176,25 +182,25 @@ INLINE void emit_vanished(struct dk_started *before, u32 nr)
 		count_lost(NO_VOLUME, before->inode);
 		return;
 	}
-	fill_head(record, KIND_REREAD, NO_VOLUME, before->start_ns);
+	fill_head(record, task, KIND_REREAD, NO_VOLUME, before->begun.ns);
 	record->inode = before->inode;
 	record->device = before->device;
 	record->length = ~0ull >> 1;
 	record->extra = nr;
-	flag_overlap(record, 0);
+	flag_overlap(record, before->begun.order, 0);
 	bpf_ringbuf_submit(record, 0);
 }
 
 /* The volume of a changed file; NO_VOLUME after having said all that has to be said about it. */
-INLINE u32 volume_to_tell(struct task_struct *task, struct file *file, struct inode *inode, u64 start, u32 nr)
+INLINE u32 volume_to_tell(struct task_struct *task, struct dk_task *mine, struct file *file, struct inode *inode, struct dk_begun begun, u32 nr)
 {
-	u32 volume = volume_of(file->f_path.dentry);
+	u32 volume = volume_of_change(task, mine, file, inode);
 
-	if (likely(volume < TOO_DEEP))
-		return is_ignored(task) ? NO_VOLUME : volume;
+	if (likely(volume < IGNORED))
+		return volume;
 	/* Another name of the file may be in a volume; so may a file deeper than the climb. The observer knows inodes. */
-	if ((volume == TOO_DEEP || inode->i_nlink > 1) && !is_ignored(task))
-		emit_reread(NO_VOLUME, inode, start, 0, 0, ~0ull >> 1, nr);
+	if (volume != IGNORED && (volume == TOO_DEEP || inode->i_nlink > 1))
+		emit_reread(NO_VOLUME, inode, begun, 0, 0, ~0ull >> 1, nr);
 	return NO_VOLUME;
 }
 
@@ -211,9 +217,9 @@ INLINE u32 write_flags(struct file *file, u32 rwf)
 	return result;
 }
 
-static int on_write(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 ret)
+static int on_write(struct task_struct *task, struct dk_task *mine, struct pt_regs *regs, u32 nr, s64 ret)
 {
-	struct dk_started *before = take_started(task, nr);
+	struct dk_task *before = take_started(mine, nr);
 	struct file *file = AS(file, file_of(task, ARG0(regs)));
 	struct inode *inode = regular(file);
 	u32 rwf = nr == NR_pwritev2 ? ARG5(regs) : 0;
@@ -222,20 +228,20 @@ static int on_write(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 
 	s64 from, to;
 
 	if (unlikely(before && (!inode || before->file != (u64)file || before->inode != inode->i_ino))) {
-		emit_vanished(before, nr);
+		emit_vanished(task, before, nr);
 		before = NULL;
 	}
 	if (!inode || ret <= 0)
 		return 0;
-	w.start = before ? before->start_ns : 0;
-	w.volume = volume_to_tell(task, file, inode, w.start, nr);
+	w.begun = begun_of(before);
+	w.volume = volume_to_tell(task, mine, file, inode, w.begun, nr);
 	if (w.volume == NO_VOLUME)
 		return 0;
 	w.flags = write_flags(file, rwf);
 	by_position = nr == NR_write || nr == NR_writev || (nr == NR_pwritev2 && (s64)ARG3(regs) == -1);
 	certain = place(file, inode, before, w.flags & FLAG_APPEND, by_position, ARG3(regs), ret, &from, &to);
 	if (unlikely(!certain)) {
-		emit_reread(w.volume, inode, w.start, w.flags | FLAG_OVERLAPPED, from, to, nr);
+		emit_reread(w.volume, inode, w.begun, w.flags | FLAG_OVERLAPPED, from, to, nr);
 		return 0;
 	}
 	w.offset = from;
@@ -255,32 +261,33 @@ static int on_write(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 
 		w.vector = ARG1(regs);
 		w.segments = ARG2(regs);
 	}
-	emit_write(&w);
+	emit_write(task, &w);
 	return 0;
 }
 
-static int on_range(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 ret)
+static int on_range(struct task_struct *task, struct dk_task *mine, struct pt_regs *regs, u32 nr, s64 ret)
 {
-	struct dk_started *before;
+	struct dk_task *before;
 	struct file *file;
 	struct inode *inode;
 	s64 from = 0, to;
-	u64 start, place_of_offset = 0;
+	struct dk_begun begun;
+	u64 place_of_offset = 0;
 	u32 volume;
 
 	if (!changes_range(regs, nr))
 		return 0;
-	before = take_started(task, nr);
+	before = take_started(mine, nr);
 	file = AS(file, file_of(task, changed_fd(regs, nr)));
 	inode = regular(file);
 	if (unlikely(before && (!inode || before->file != (u64)file || before->inode != inode->i_ino))) {
-		emit_vanished(before, nr);
+		emit_vanished(task, before, nr);
 		before = NULL;
 	}
 	if (!inode || ret < 0 || (!ret && nr != NR_fallocate && nr != NR_ioctl))
 		return 0;
-	start = before ? before->start_ns : 0;
-	volume = volume_to_tell(task, file, inode, start, nr);
+	begun = begun_of(before);
+	volume = volume_to_tell(task, mine, file, inode, begun, nr);
 	if (volume == NO_VOLUME)
 		return 0;
 	to = inode->i_size;
@@ -302,7 +309,7 @@ static int on_range(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 
 			place(file, inode, before, write_flags(file, 0) & FLAG_APPEND, true, 0, ret, &from, &to);
 		}
 	}
-	emit_reread(volume, inode, start, write_flags(file, 0), from, to, nr);
+	emit_reread(volume, inode, begun, write_flags(file, 0), from, to, nr);
 	return 0;
 }
 
@@ -318,49 +325,50 @@ INLINE void answer(struct task_struct *task, struct file *file)
 	__sync_fetch_and_add(&state.answer_count, 1);
 }
 
-static int on_resize(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 ret)
+static int on_resize(struct task_struct *task, struct dk_task *mine, struct pt_regs *regs, u32 nr, s64 ret)
 {
-	struct dk_started *before = take_started(task, nr);
+	struct dk_task *before = take_started(mine, nr);
 	struct file *file = AS(file, file_of(task, ARG0(regs)));
 	struct inode *inode = regular(file);
 	struct dk_record *record;
-	u64 start;
+	struct dk_begun begun;
 	u32 volume;
 
 	if (unlikely(before && (!inode || before->file != (u64)file || before->inode != inode->i_ino))) {
-		emit_vanished(before, nr);
+		emit_vanished(task, before, nr);
 		before = NULL;
 	}
 	if (!inode || ret < 0)
 		return 0;
-	start = before ? before->start_ns : 0;
-	volume = volume_to_tell(task, file, inode, start, nr);
+	begun = begun_of(before);
+	volume = volume_to_tell(task, mine, file, inode, begun, nr);
 	if (volume == NO_VOLUME)
 		return 0;
-	record = begin_record(KIND_SIZE, volume, inode, start);
+	record = begin_record(KIND_SIZE, volume, inode, begun.ns);
 	if (!record)
 		return 0;
 	record->aux = ARG1(regs);
-	flag_overlap(record, 0);
+	flag_overlap(record, begun.order, 0);
 	bpf_ringbuf_submit(record, 0);
 	return 0;
 }
 
-static int on_open(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 ret)
+static int on_open(struct task_struct *task, struct dk_task *mine, struct pt_regs *regs, u32 nr, s64 ret)
 {
 	u32 asked = open_flags(regs, nr), length, what;
-	struct dk_started *before;
+	struct dk_task *before;
 	struct naming *texts;
 	struct dentry *dentry, *parent;
 	struct inode *inode;
 	struct file *file;
 	struct dk_record *record;
+	struct dk_begun begun;
 	struct bpf_dynptr room;
 	u32 volume;
 
 	if (!(asked & (O_CREAT_FLAG | O_TRUNC_FLAG)))
 		return 0;
-	before = take_started(task, nr);
+	before = take_started(mine, nr);
 	if (ret < 0)
 		return 0;
 	file = AS(file, file_of(task, ret));
@@ -373,7 +381,8 @@ static int on_open(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 r
 		what = FLAG_TRUNCATED;
 	else
 		return 0;
-	volume = volume_to_tell(task, file, inode, before ? before->start_ns : 0, nr);
+	begun = begun_of(before);
+	volume = volume_to_tell(task, mine, file, inode, begun, nr);
 	texts = scratch();
 	if (volume == NO_VOLUME || !texts)
 		return 0;
@@ -394,7 +403,7 @@ static int on_open(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 r
 		bpf_ringbuf_discard_dynptr(&room, 0);
 		return 0;
 	}
-	fill_head(record, KIND_OPEN, volume, before ? before->start_ns : 0);
+	fill_head(record, task, KIND_OPEN, volume, begun.ns);
 	fill_inode(record, inode);
 	record->flags |= what;
 	record->length = length;
@@ -403,9 +412,9 @@ static int on_open(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 r
 	record->generation2 = parent->d_inode->i_generation;
 	record->device2 = record->device;
 	record->extra = nr;
-	flag_overlap(record, 0);
+	flag_overlap(record, begun.order, 0);
 	if (what == FLAG_CREATED)
-		flag_name_overlap(record);
+		flag_name_overlap(record, begun.order);
 	bpf_dynptr_write(&room, sizeof(*record), texts->text, length, 0);
 	bpf_ringbuf_submit_dynptr(&room, 0);
 	return 0;
@@ -480,7 +489,7 @@ static int on_extended(struct task_struct *task, u64 fd, u64 name)
 		bpf_ringbuf_discard_dynptr(&room, 0);
 		return 0;
 	}
-	fill_head(record, KIND_XATTR, volume, 0);
+	fill_head(record, task, KIND_XATTR, volume, 0);
 	fill_inode(record, inode);
 	record->start_ns = record->end_ns;
 	record->flags |= n < 0 ? FLAG_UNREADABLE : 0;
@@ -501,7 +510,7 @@ static int on_unfollowed(struct task_struct *task, u32 nr, u32 volume)
 		count_lost(NO_VOLUME, 0);
 		return 0;
 	}
-	fill_head(record, KIND_UNSEEN, volume, 0);
+	fill_head(record, task, KIND_UNSEEN, volume, 0);
 	record->start_ns = record->end_ns;
 	record->extra = nr;
 	bpf_ringbuf_submit(record, 0);
@@ -518,6 +527,8 @@ static int on_compat(struct task_struct *task, u32 nr, s64 ret)
 
 	if (ret < 0)
 		return 0;
+	if (nr == NR_compat_rename || nr == NR_compat_renameat || nr == NR_compat_renameat2)
+		__sync_fetch_and_add(&state.moves, 1);
 	if (nr == NR_compat_open || nr == NR_compat_creat || nr == NR_compat_openat) {
 		volume = volume_of_fd(task, AS(file, file_of(task, ret)));
 		if (volume == NO_VOLUME)
@@ -705,15 +716,26 @@ INLINE bool describe(struct pt_regs *regs, u32 nr, struct naming *c, u32 *fd_kin
 	return false;
 }
 
-static int on_naming(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 ret)
+INLINE bool is_rename(u32 nr)
 {
-	struct dk_started *before = take_started(task, nr);
+#if defined(DK_X86_64)
+	if (nr == NR_rename)
+		return true;
+#endif
+	return nr == NR_renameat || nr == NR_renameat2;
+}
+
+static int on_naming(struct task_struct *task, struct dk_task *mine, struct pt_regs *regs, u32 nr, s64 ret)
+{
+	struct dk_task *before = take_started(mine, nr);
 	struct naming *call = scratch();
 	u32 fd_kind = 0;
 
+	if (ret >= 0 && is_rename(nr))
+		__sync_fetch_and_add(&state.moves, 1);
 	if (ret >= 0 && call && !is_ignored(task)) {
 		__builtin_memset(call, 0, __builtin_offsetof(struct naming, text));
-		call->start = before ? before->start_ns : 0;
+		call->begun = begun_of(before);
 		/* Who made the new name; the calls that change an owner say their own. */
 		call->uid = task->cred->fsuid.val;
 		call->gid = task->cred->fsgid.val;
@@ -738,6 +760,7 @@ int dk_sys_exit(u64 *ctx)
 	s64 ret = ctx[1];
 	u64 nr = (s64)CALL_NR(regs);
 	struct task_struct *task;
+	struct dk_task *mine = NULL;
 	u32 class;
 
 	if (nr >= CLASSES)
@@ -758,17 +781,19 @@ int dk_sys_exit(u64 *ctx)
 	/* Classes below TIMED have nothing to clean up after a failed call. */
 	if (class < TIMED && ret < 0 && ret > -4096)
 		return 0;
+	if (class >= TIMED)
+		mine = bpf_task_storage_get(&tasks, task, NULL, 0);
 	switch (class) {
 	case WRITING:
-		return on_write(task, regs, nr, ret);
+		return on_write(task, mine, regs, nr, ret);
 	case RANGE:
-		return on_range(task, regs, nr, ret);
+		return on_range(task, mine, regs, nr, ret);
 	case RESIZING:
-		return on_resize(task, regs, nr, ret);
+		return on_resize(task, mine, regs, nr, ret);
 	case OPENING:
-		return on_open(task, regs, nr, ret);
+		return on_open(task, mine, regs, nr, ret);
 	case NAMING:
-		return on_naming(task, regs, nr, ret);
+		return on_naming(task, mine, regs, nr, ret);
 	case ATTRIBUTES:
 		return on_simple(task, regs, nr, KIND_ATTR, ARG0(regs));
 	case SYNCING:

@@ -103,3 +103,28 @@ INLINE u32 volume_of(struct dentry *dentry)
 	*start = (u64)dentry;
 	return dk_climb(device);
 }
+
+/* The same for a file that is changed by a process: IGNORED too, and remembered in `mine` for as long as nothing moves. */
+INLINE u32 volume_of_change(struct task_struct *task, struct dk_task *mine, struct file *file, struct inode *inode)
+{
+	struct dentry *dentry = file->f_path.dentry;
+	u64 address = (u64)file, parent = (u64)dentry->d_parent;
+	struct dk_found *found;
+	u32 volume;
+
+	if (!mine)
+		return is_ignored(task) ? IGNORED : volume_of(dentry);
+	found = &mine->found[inode->i_ino & (FOUND_SLOTS - 1)];
+	if (likely(found->file == address && found->inode == (u64)inode && found->dentry == (u64)dentry &&
+		   found->parent == parent && found->moves == state.moves && found->settings == state.settings))
+		return found->volume;
+	found->moves = state.moves;
+	found->settings = state.settings;
+	volume = is_ignored(task) ? IGNORED : volume_of(dentry);
+	found->file = address;
+	found->inode = (u64)inode;
+	found->dentry = (u64)dentry;
+	found->parent = parent;
+	found->volume = volume;
+	return volume;
+}

@@ -25,7 +25,7 @@ struct naming {
 	u32 length;
 	u32 length2;
 	u32 unused;
-	u64 start;
+	struct dk_begun begun;
 	u8 text[2 * 4352];
 };
 
@@ -103,7 +103,7 @@ INLINE void fill_bases(struct dk_record *record, struct naming *call)
 
 INLINE void fill_naming(struct dk_record *record, struct naming *call, u32 flags)
 {
-	fill_head(record, KIND_PATH, NO_VOLUME, call->start);
+	fill_head(record, bpf_get_current_task_btf(), KIND_PATH, NO_VOLUME, call->begun.ns);
 	record->flags = flags;
 	record->offset = call->op;
 	record->length = call->length + call->length2;
@@ -112,11 +112,11 @@ INLINE void fill_naming(struct dk_record *record, struct naming *call, u32 flags
 	record->uid = call->uid;
 	record->gid = call->gid;
 	fill_bases(record, call);
-	flag_name_overlap(record);
+	flag_name_overlap(record, call->begun.order);
 	if (call->op == OP_TRUNCATE) {
-		u32 another = dk_ended(BUCKET_PATH_TRUNCATE, record->start_ns, record->end_ns, 0);
+		u32 another = dk_ended(BUCKET_PATH_TRUNCATE, call->begun.order, order_end(), 0);
 
-		if (another || *(volatile u64 *)&last_end[BUCKET_CHANGED_IN_TRUNCATE] >= record->start_ns)
+		if (another || ended_since(BUCKET_CHANGED_IN_TRUNCATE, call->begun.order))
 			record->flags |= FLAG_OVERLAPPED;
 	}
 }

@@ -45,8 +45,9 @@ enum dk_path_op {
 
 /* The volume of a record whose volume the kernel cannot tell. */
 #define NO_VOLUME 0xffffffffu
-/* What volume_of answers for a file deeper than it may climb. */
+/* Other answers to "in which volume?": deeper than we may climb; the process is not to be recorded. */
 #define TOO_DEEP 0xfffffffeu
+#define IGNORED 0xfffffffdu
 
 /* Payload of one record. A larger write becomes several. */
 #define PAYLOAD_MAX (256u * 1024)
@@ -66,6 +67,8 @@ struct dk_state {
 	u64 lost_records;
 	u64 lost_everywhere;
 	u64 truncates_in_flight;         /* truncate(2) by path: its inode is not known until it is over */
+	u64 moves;                       /* renames of the whole machine: what was known about any file's place is void */
+	u64 settings;                    /* raised by the agent when roots or ignored processes change */
 	/* The agent asks who a descriptor is to the kernel by ftruncate(fd, asked_length), an invalid length nobody else knows. */
 	u64 asked_length;
 	u64 answer_inode;
@@ -87,13 +90,32 @@ struct dk_lost_file {
 	u32 unused;
 };
 
-/* What a task was seen to begin. call: number + 1, or 0. */
-struct dk_started {
-	u64 start_ns;
+/* Where a file was last found, for the next call of the same task on it. */
+struct dk_found {
+	u64 file;
+	u64 inode;
+	u64 dentry;
+	u64 parent;
+	u64 moves;
+	u64 settings;
+	u64 volume;
+};
+#define FOUND_SLOTS 4
+
+/* When a call began: by the clock, and by the count of calls that had ended. All 0 when the probe was not there yet. */
+struct dk_begun {
+	u64 ns;
+	u64 order;
+};
+
+/* What is kept of a task: the call it was seen to begin (number + 1, or 0), and the files it last wrote. */
+struct dk_task {
+	struct dk_begun begun;
 	u64 file;
 	u64 inode;
 	s64 position;
 	s64 size;
 	u32 device;
 	u32 call;
+	struct dk_found found[FOUND_SLOTS];
 };

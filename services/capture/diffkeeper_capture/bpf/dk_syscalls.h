@@ -20,6 +20,7 @@ enum {
 	NR_io_setup = 206, NR_io_uring_setup = 425,
 	/* Of the 32-bit table. */
 	NR_compat_open = 5, NR_compat_creat = 8, NR_compat_execve = 11, NR_compat_openat = 295, NR_compat_execveat = 358,
+	NR_compat_rename = 38, NR_compat_renameat = 302, NR_compat_renameat2 = 353,
 };
 #elif defined(DK_AARCH64)
 enum {

@@ -16,8 +16,8 @@ struct iovec {
 
 /* A finished write: decided first, copied then. Plain numbers only, so that the verifier follows each piece once. */
 struct written {
-	u64 start;
-	u64 own_end; /* of the record before, when this call is told in several */
+	struct dk_begun begun;
+	u64 own; /* number of the record before, when this call is told in several */
 	s64 offset;
 	s64 length;
 	s64 done;
@@ -58,9 +58,9 @@ INLINE s64 greater(s64 a, s64 b)
 }
 
 /* The range changed, its bytes are not known: to be read again. */
-INLINE void emit_reread(u32 volume, struct inode *inode, u64 start, u32 flags, s64 from, s64 to, u32 nr)
+INLINE void emit_reread(u32 volume, struct inode *inode, struct dk_begun begun, u32 flags, s64 from, s64 to, u32 nr)
 {
-	struct dk_record *record = begin_record(KIND_REREAD, volume, inode, start);
+	struct dk_record *record = begin_record(KIND_REREAD, volume, inode, begun.ns);
 
 	if (!record)
 		return;
@@ -69,13 +69,13 @@ INLINE void emit_reread(u32 volume, struct inode *inode, u64 start, u32 flags, s
 	record->length = greater(to - greater(from, 0), 0);
 	record->aux = inode->i_size;
 	record->extra = nr;
-	flag_overlap(record, 0);
+	flag_overlap(record, begun.order, 0);
 	bpf_ringbuf_submit(record, 0);
 }
 
-INLINE void fill_write(struct dk_record *record, struct written *w, u64 chunk)
+INLINE void fill_write(struct dk_record *record, struct task_struct *task, struct written *w, u64 chunk)
 {
-	fill_head(record, KIND_WRITE, w->volume, w->start);
+	fill_head(record, task, KIND_WRITE, w->volume, w->begun.ns);
 	record->inode = w->inode;
 	record->generation = w->generation;
 	record->device = w->device;
@@ -86,8 +86,7 @@ INLINE void fill_write(struct dk_record *record, struct written *w, u64 chunk)
 	record->length = chunk;
 	record->aux = w->size;
 	record->extra = w->extra;
-	flag_overlap(record, w->own_end);
-	w->own_end = record->end_ns;
+	w->own = flag_overlap(record, w->begun.order, w->own);
 }
 
 /* The rest of a write whose bytes cannot be had (user memory not present, or too many of them): its range alone. */
@@ -99,7 +98,7 @@ static __attribute__((noinline)) int emit_unreadable(struct written *w)
 		count_lost(w->volume, w->inode);
 		return 0;
 	}
-	fill_write(record, w, w->length - w->done);
+	fill_write(record, bpf_get_current_task_btf(), w, w->length - w->done);
 	record->flags |= FLAG_UNREADABLE;
 	bpf_ringbuf_submit(record, 0);
 	return 0;
@@ -116,15 +115,41 @@ INLINE struct dk_record *begin_chunk(struct bpf_dynptr *room, struct written *w,
 	}
 	record = bpf_dynptr_data(room, 0, sizeof(*record));
 	if (record)
-		fill_write(record, w, chunk);
+		fill_write(record, bpf_get_current_task_btf(), w, chunk);
 	return record;
 }
 
-/* The usual case: one buffer, one record. */
-INLINE void emit_whole(struct written *w)
+/* A write of a size known here: half the cost of one through a dynptr. */
+#define EMIT_FIXED(bytes) \
+	{ \
+		struct { \
+			struct dk_record head; \
+			u8 payload[bytes]; \
+		} *room = bpf_ringbuf_reserve(&ring, sizeof(*room), 0); \
+\
+		if (!room) { \
+			count_lost(w->volume, w->inode); \
+			return; \
+		} \
+		fill_write(&room->head, task, w, bytes); \
+		if (unlikely(bpf_probe_read_user(room->payload, bytes, (void *)w->buffer))) { \
+			bpf_ringbuf_discard(room, 0); \
+			emit_unreadable(w); \
+		} else { \
+			bpf_ringbuf_submit(room, 0); \
+		} \
+		return; \
+	}
+
+/* The usual case: one buffer, one record. Pages of databases have two sizes above all. */
+INLINE void emit_whole(struct task_struct *task, struct written *w)
 {
 	struct bpf_dynptr room;
 
+	if (w->length == 4096)
+		EMIT_FIXED(4096)
+	if (w->length == 8192)
+		EMIT_FIXED(8192)
 	if (!begin_chunk(&room, w, w->length)) {
 		bpf_ringbuf_discard_dynptr(&room, 0);
 	} else if (bpf_probe_read_user_dynptr(&room, sizeof(struct dk_record), w->length, (void *)w->buffer)) {
@@ -205,13 +230,13 @@ __attribute__((noinline)) int dk_emit_piece(void)
 	return 0;
 }
 
-INLINE void emit_write(struct written *w)
+INLINE void emit_write(struct task_struct *task, struct written *w)
 {
 	u32 zero = 0;
 	struct written *shared;
 
 	if (likely(w->buffer && w->length <= PAYLOAD_MAX)) {
-		emit_whole(w);
+		emit_whole(task, w);
 		return;
 	}
 	shared = bpf_map_lookup_elem(&writing, &zero);
@@ -231,7 +256,7 @@ INLINE void emit_write(struct written *w)
  * moved the same f_pos meanwhile; then, and for appends that interleave, only a range that surely covers it is known. `before`
  * is what sys_enter saw, NULL when it did not. False when the place is not certain: then [*from, *to) covers it.
  */
-INLINE bool place(struct file *file, struct inode *inode, struct dk_started *before, bool append, bool by_position, s64 offset,
+INLINE bool place(struct file *file, struct inode *inode, struct dk_task *before, bool append, bool by_position, s64 offset,
 		  s64 length, s64 *from, s64 *to)
 {
 	s64 size = inode->i_size;
