@@ -50,6 +50,8 @@ class Replayer:
         self._checkpointed_at = 0.0
         self.directory: Directory | None = None
         self.trouble: errors.DiffKeeperError | None = None
+        # Set once the directory is open, or could not be opened.
+        self.opened = asyncio.Event()
         # Set whenever more is applied or trouble came.
         self.moved = asyncio.Event()
         # Of the run that is being applied.
@@ -95,6 +97,7 @@ class Replayer:
             self.directory = await self.in_thread(begin)
         except errors.DiffKeeperError as error:
             self.trouble = error
+        self.opened.set()
         self._checkpointed_at = asyncio.get_running_loop().time()
         self._wake.set()
 

@@ -165,6 +165,7 @@ class Replica:
                 raise errors.Fenced(
                     f"a newer epoch than {epoch} was promised here", reason="epoch-promised", epoch=epoch
                 )
+            await self.replayer.opened.wait()
             await self._halt()
             try:
                 await self.replayer.apply_all()
