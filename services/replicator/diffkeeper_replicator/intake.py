@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from typing import Any
 
-from diffkeeper.domain import clocks, errors, frames, positions, volumes
+from diffkeeper.domain import errors, frames, positions, volumes
 from diffkeeper.log import event_log
 from diffkeeper_replicator import chains, safe_paths
 from diffkeeper_replicator.journal import Journal
@@ -345,9 +345,6 @@ class Intake:
     def _origin_of_tip(self) -> str:
         tip = self.journal.tip
         return "" if tip == frames.ORIGIN_TIP else self.journal.read(tip.position).header.origin
-
-    def seen_us(self) -> int:
-        return clocks.to_micros(self.seen_stamp)
 
 
 def _group(incoming: list[frames.Frame]) -> list[frames.Frame]:
