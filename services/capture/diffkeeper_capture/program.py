@@ -60,7 +60,7 @@ class Launcher:
         self._logs.mkdir(parents=True, exist_ok=True)
         path = self._logs / f"{volume}.log"
         argv = wrapper_argv(self._gate_socket, volume, root, level, command)
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **command.env)
+        environment = os.environ | command.env
         with path.open("ab") as output:
             begin = output.tell()
             process = await asyncio.create_subprocess_exec(

@@ -88,8 +88,6 @@ class Plan:
     force: bool
     loss_accepted: bool  # accepted by the caller, or nothing acknowledged can be lost
     start: bool
-    # The level from now on; None: as it was.
-    durability: str | None
     grace_s: float
     timeout_s: float
     durability: str | None = None  # of the new reign; None: as before
