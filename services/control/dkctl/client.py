@@ -16,6 +16,8 @@ ANSWER_TIMEOUT_S = 15.0
 # An answer larger than this is not one of control's.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
+_UP = "dkctl up --detach starts it again and takes over what still runs"
+
 
 class Control:
     """One deployment's control service. A connection a call: commands make few of them."""
@@ -28,6 +30,12 @@ class Control:
     def of(cls, directory: Path) -> Control:
         """The control of the deployment below ``directory``; raises NotFound when there is no deployment."""
         deployment = deployments.need(directory)
+        if deployment.address is None:
+            raise errors.Unreachable(
+                f"control of the deployment in {directory} was never up",
+                reason="control-unreachable",
+                hint=_UP,
+            )
         return cls(deployment.address, deployment.token)
 
     def healthz(self, timeout_s: float = 2.0) -> dict[str, Any]:
@@ -110,7 +118,7 @@ class Control:
             raise errors.Unreachable(
                 f"control at {self.address} cannot be reached ({error}); nothing is known to have changed",
                 reason="control-unreachable",
-                hint="dkctl up --detach starts it again and takes over what still runs",
+                hint=_UP,
             ) from error
         finally:
             connection.close()

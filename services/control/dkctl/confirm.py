@@ -1,6 +1,7 @@
 """The danger ladder: what moves traffic asks, what may lose data wants the name typed.
 
-Without a terminal only flags answer. Questions go to stderr, so that an answer can be piped while a person is asked.
+Without a terminal only flags answer. Questions go to stderr, so that an answer can be piped while a person
+is asked.
 """
 
 from __future__ import annotations

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffkeeper.domain import errors
 
-RECORD = "deployment.json"
+NOTE = "deployment.json"
 TOKEN = "token"
-CONTROL_LOG = Path("logs") / "control.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process as the note has it; ``start_ticks`` tells it from a stranger that took its number."""
+
+    name: str
+    pid: int
+    start_ticks: int
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
     directory: Path
-    # http://host:port
-    address: str
+    # http://host:port of the last control, which may be gone; None when it never came that far.
+    address: str | None
+    control_pid: int | None
     token: str
-    record: dict[str, Any]
+    note: dict[str, Any]
+
+    def processes(self) -> Iterator[Process]:
+        """Control first, then each site's, as last noted."""
+        control = self.note.get("control")
+        if control:
+            yield Process("control", control["pid"], control["start_ticks"])
+        for site, facts in self.note["sites"].items():
+            for name, process in facts["processes"].items():
+                yield Process(f"{name} of {site}", process["pid"], process["start_ticks"])
 
 
 def find(directory: Path) -> Deployment | None:
@@ -29,9 +48,10 @@ def find(directory: Path) -> Deployment | None:
     Raises Unauthorised when it may not be read and Corrupt when it makes no sense.
     """
     try:
-        record = json.loads((directory / RECORD).read_text("utf-8"))
+        note = json.loads((directory / NOTE).read_text("utf-8"))
         token = (directory / TOKEN).read_text("utf-8").strip()
-        address = record["control"]["address"]
+        control = note["control"] or {}
+        address, pid = control.get("address"), control.get("pid")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as error:
@@ -40,13 +60,13 @@ def find(directory: Path) -> Deployment | None:
             reason="not-your-deployment",
             hint=f"run this as the owner of {error.filename}",
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.Corrupt(
-            f"{directory / RECORD} cannot be read ({error!r}); it was left as it is",
+            f"{directory / NOTE} cannot be read ({error!r}); it was left as it is",
             reason="malformed-deployment",
-            hint="dkctl up --dir DIR writes it anew",
+            hint="restore the file, or give another --dir",
         ) from error
-    return Deployment(directory, str(address), token, record)
+    return Deployment(directory, address, pid, token, note)
 
 
 def need(directory: Path) -> Deployment:

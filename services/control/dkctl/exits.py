@@ -32,6 +32,8 @@ _OF_FAMILY = {
     errors.Fenced.family: Exit.REFUSED,
     errors.Unreachable.family: Exit.CANNOT_REACH,
     errors.TimedOut.family: Exit.TIMED_OUT,
+    # As the daemons exit: what was given to them is wrong.
+    errors.Misconfigured.family: Exit.USAGE,
 }
 
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "failover": "failover:failover",
     "switchover": "switchover:switchover",
     "doctor": "doctor:doctor",
+    "bench": "bench:bench",
     "completion": "completion:completion",
     "version": "version:version",
 }

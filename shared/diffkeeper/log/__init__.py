@@ -1,1 +1,3 @@
-"""The event log: a port (``event_log``), its NATS adapter and its memory adapter, held to one contract suite."""
+"""The event log: a port (``event_log``), its NATS adapter and its memory adapter, held to one
+contract suite.
+"""

@@ -21,6 +21,11 @@ ALIVE = "alive"
 @click.option("--force", is_flag=True, help="Also when the leader may be alive but does not answer.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before traffic moves.")
 @click.option("--accept-loss", is_flag=True, help="Do not ask before acknowledged writes may be lost.")
+@click.option(
+    "--durability",
+    type=click.Choice(["observe", "site", "remote"]),
+    help="Level from now on; a last site standing cannot meet remote.",
+)
 @click.option("--start/--no-start", default=True, show_default=True, help="Start the program at the target.")
 @click.option(
     "--grace",
@@ -40,6 +45,7 @@ def failover(
     force: bool,
     yes: bool,
     accept_loss: bool,
+    durability: str | None,
     start: bool,
     grace_s: float,
     timeout_s: float,
@@ -53,11 +59,32 @@ def failover(
     """
     control = client.Control.of(directory)
     before = control.volume(volume)
-    body = {"to": target, "force": force, "start": start, "grace_s": grace_s, "timeout_s": timeout_s}
+    body = {
+        "to": target,
+        "force": force,
+        "durability": durability,
+        "start": start,
+        "grace_s": grace_s,
+        "timeout_s": timeout_s,
+    }
     confirmed = _confirm(before, target, force=force, yes=yes, accept_loss=accept_loss)
     operation = _request(control, volume, body | {"accept_loss": confirmed}, accept_loss=accept_loss)
     operation = moving.follow(control, operation)
-    return output.show(moving.ended(before, operation), form)
+    code = output.show(moving.ended(before, operation), form)
+    _warn_of_waiting(control.status(), volume)
+    return code
+
+
+def _warn_of_waiting(status: dict[str, Any], name: str) -> None:
+    """Say it when no other site can confirm, so that nobody takes a waiting program for a broken one."""
+    volume = next(one for one in status["volumes"] if one["volume"] == name)
+    others = [site["site"] for site in status["sites"] if site["site"] != volume["leader"]]
+    alive = [site["site"] for site in status["sites"] if site["state"] == ALIVE]
+    if volume["durability"] == "remote" and not set(others) & set(alive):
+        output.say(
+            f"dkctl: no other site is alive to confirm, so each fsync at {volume['leader']} waits for one"
+            f"\n  try:   dkctl up --site {others[0]}; or, next time, dkctl failover --durability site"
+        )
 
 
 def _confirm(volume: dict[str, Any], target: str, *, force: bool, yes: bool, accept_loss: bool) -> bool:

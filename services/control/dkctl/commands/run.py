@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
 from diffkeeper.domain import errors
-from dkctl import capturing, child, client, options, output
+from dkctl import capturing, child, client, exits, options, output
 
 PATH_PLACEHOLDER = "{path}"
 # How long the end of the program waits for the end of a failover that stopped it.
@@ -43,6 +45,9 @@ def run(
     runs.
     """
     check_program(command, path)
+    # Before the program runs, an end by signal still releases what was captured for it.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     control = client.Control.of(directory)
     request = capturing.body(site, path, durability, policy, mode, probe) | {
         "argv": list(command),
@@ -93,14 +98,10 @@ def release(control: client.Control, volume: str, site: str, returncode: int | N
                 "program ran here"
             )
             return
-        control.release(volume, None if returncode is None else exit_code_of(returncode))
+        control.release(volume, None if returncode is None else exits.of_returncode(returncode))
     except errors.DiffKeeperError as error:
         output.say(f"dkctl: the program has ended, and {volume} could not be released:")
         output.complain(error)
-
-
-def exit_code_of(returncode: int) -> int:
-    return returncode if returncode >= 0 else 128 - returncode
 
 
 def _settled(control: client.Control, volume: str) -> dict[str, Any]:
@@ -110,6 +111,10 @@ def _settled(control: client.Control, volume: str) -> dict[str, Any]:
         control.operation(now["operation"], FAILOVER_WAIT_S)
         now = control.volume(volume)
     return now
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(exits.of_signal(number))
 
 
 def _flush() -> None:

@@ -1,0 +1,53 @@
+# Each target makes the virtual environment it needs: Python 3.11 or newer and make are all that must be there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The build hook compiles these; a change must compile them again.
+BPF_SOURCES := $(wildcard services/capture/diffkeeper_capture/bpf/*.c services/capture/diffkeeper_capture/bpf/*.h)
+
+.PHONY: help demo test check format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    a volume outlives its site, before your eyes (DEMO='--keep' leaves it up)"
+	@echo "make test    all tests (TESTS='tests/unit -k log' for some)"
+	@echo "make check   ruff, mypy, import contracts"
+	@echo "make format  let ruff lay out the code"
+	@echo "make bench   capture, lag and failover, measured against their own baselines"
+	@echo "make clean   remove what was built"
+
+$(STAMP): pyproject.toml $(wildcard build_bpf.py) $(BPF_SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "DiffKeeper needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "preparing $(VENV) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m examples.demo $(DEMO)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -q --durations=15 $(TESTS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/dkctl bench capture
+	$(BIN)/dkctl bench lag
+	$(BIN)/dkctl bench failover
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -f services/capture/diffkeeper_capture/bpf/*.o
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,211 @@
+"""The exact probe: eBPF on the tracepoints of system calls. What it promises stands in ``capture.bpf.c``.
+
+One probe serves all volumes of an agent. Each watched root stays open here, so that its inode cannot be given
+to another directory. Roots are known to the kernel by (inode, generation, device) as the kernel itself names
+them; btrfs and overlayfs tell user space other device numbers, so the probe asks its own kernel side
+(``_identify``) instead of stat.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import struct
+from dataclasses import dataclass
+
+from diffkeeper.domain import errors
+from diffkeeper_capture import bpf_loader, probes, ring
+
+RING_BYTES = 64 * 1024 * 1024
+_ROOT = struct.Struct("=QII")  # struct dk_root: inode, generation, device
+_LOST_FILE = struct.Struct("=QII")  # struct dk_lost_file: inode, volume, unused
+_NUMBER = struct.Struct("=I")
+_INODE_BITS = 1024
+
+
+class State(ctypes.Structure):
+    """Memory shared with the kernel side; twin of ``struct dk_state``."""
+
+    _fields_ = (
+        ("volumes", ctypes.c_uint64),
+        ("device_bits", ctypes.c_uint64),
+        ("inode_bits", ctypes.c_uint64 * (_INODE_BITS // 64)),
+        ("lost_records", ctypes.c_uint64),
+        ("lost_everywhere", ctypes.c_uint64),
+        ("truncates_in_flight", ctypes.c_uint64),
+        ("moves", ctypes.c_uint64),
+        ("settings", ctypes.c_uint64),
+        ("asked_length", ctypes.c_uint64),
+        ("answer_inode", ctypes.c_uint64),
+        ("answer_generation", ctypes.c_uint32),
+        ("answer_device", ctypes.c_uint32),
+        ("answer_tgid", ctypes.c_uint32),
+        ("answer_count", ctypes.c_uint32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a directory and this process are to the kernel."""
+
+    inode: int
+    generation: int
+    device: int
+    tgid: int
+
+    def root_key(self) -> bytes:
+        return _ROOT.pack(self.inode, self.generation, self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Root:
+    fd: int
+    identity: Identity
+
+
+class BpfProbe:
+    """A ``RecordProbe``. Loads and attaches at once, or raises ``Misconfigured`` with the kernel's word."""
+
+    def __init__(self, ring_bytes: int = RING_BYTES) -> None:
+        if ring_bytes & (ring_bytes - 1) or ring_bytes < 64 * 1024:
+            raise errors.Misconfigured(
+                f"a ring of {ring_bytes} bytes is not possible",
+                hint="choose a power of two of at least 64 KiB",
+            )
+        self._roots: dict[int, _Root] = {}
+        self._lost = probes.Lost(records=0, files=frozenset(), everywhere=False)
+        self._loaded = bpf_loader.LoadedProbe(ring_bytes=ring_bytes)
+        try:
+            self._memory = self._loaded.map(".bss.state").memory(ctypes.sizeof(State))
+            self._ring = ring.RingReader(self._loaded.map("ring").fd, ring_bytes)
+            self._loaded.attach()
+        except BaseException:
+            self._loaded.close()
+            raise
+        self._state = State.from_buffer(self._memory)
+        self._closed = False
+
+    @classmethod
+    def why_not(cls) -> str | None:
+        """Why this probe cannot run here, as a sentence with the remedy, or None."""
+        return bpf_loader.why_not()
+
+    # ------------------------------------------------------------------------------------------------ volumes
+
+    def watch(self, slot: int, root_fd: int) -> None:
+        assert slot not in self._roots, "a slot is given once"
+        identity = self._identify(root_fd)
+        twin = next((other for other, root in self._roots.items() if root.identity == identity), None)
+        if twin is not None:
+            raise errors.Refused(
+                f"this directory is already captured as volume slot {twin}",
+                reason="already-captured",
+                slot=twin,
+            )
+        root = _Root(os.dup(root_fd), identity)
+        try:
+            self._loaded.map("roots").put(identity.root_key(), _NUMBER.pack(slot))
+        except errors.Transient:
+            os.close(root.fd)
+            raise
+        self._roots[slot] = root
+        self._tell_roots()
+
+    def unwatch(self, slot: int) -> None:
+        root = self._roots.pop(slot)
+        self._tell_roots()
+        self._loaded.map("roots").remove(root.identity.root_key())
+        os.close(root.fd)
+
+    def ignore(self, tgid: int) -> None:
+        self._loaded.map("ignored").put(_NUMBER.pack(self._kernel_tgid(tgid)), _NUMBER.pack(1))
+        self._state.settings += 1
+
+    def _tell_roots(self) -> None:
+        """The kernel side's quick answers, from the roots as they now are."""
+        device_bits, inode_bits = 0, [0] * (_INODE_BITS // 64)
+        for root in self._roots.values():
+            device = root.identity.device
+            device_bits |= 1 << ((device ^ (device >> 20)) & 63)
+            bit = root.identity.inode & (_INODE_BITS - 1)
+            inode_bits[bit >> 6] |= 1 << (bit & 63)
+        for index, bits in enumerate(inode_bits):
+            self._state.inode_bits[index] = bits
+        self._state.device_bits = device_bits
+        self._state.volumes = len(self._roots)
+        self._state.settings += 1
+
+    def _identify(self, fd: int) -> Identity:
+        """Ask the kernel side by an impossible call: ftruncate to a negative length that only we know."""
+        state = self._state
+        secret = -(secrets.randbits(62) | 1 << 62)
+        before = state.answer_count
+        state.asked_length = secret & 0xFFFF_FFFF_FFFF_FFFF
+        try:
+            os.ftruncate(fd, secret)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        finally:
+            state.asked_length = 0
+        if state.answer_count == before:
+            raise errors.Transient(
+                "the probe is attached and did not answer",
+                reason="probe-silent",
+                hint="start the agent again",
+            )
+        return Identity(state.answer_inode, state.answer_generation, state.answer_device, state.answer_tgid)
+
+    def _kernel_tgid(self, tgid: int) -> int:
+        """A process id as the kernel's first pid namespace counts it."""
+        own, own_in_kernel = os.getpid(), self._identify(self._ring.fileno()).tgid
+        if tgid == own:
+            return own_in_kernel
+        if own != own_in_kernel:
+            raise errors.Misconfigured(
+                f"process {tgid} cannot be ignored: this agent lives in a pid namespace of its own",
+                reason="pid-namespace",
+                hint="run the agent with the host's pid namespace (hostPID: true)",
+            )
+        return tgid
+
+    # ------------------------------------------------------------------------------------------------ records
+
+    def fileno(self) -> int:
+        return self._ring.fileno()
+
+    def produced(self) -> int:
+        return self._ring.produced()
+
+    def consumed(self) -> int:
+        """How many ring bytes have been delivered."""
+        return self._ring.consumed()
+
+    def drain(self, handle: probes.RecordHandler, upto: int | None = None, most: int = 65_536) -> int:
+        return self._ring.drain(handle, upto, most)
+
+    def lost(self) -> probes.Lost:
+        counted = self._state.lost_records
+        if counted != self._lost.records:
+            keys = self._loaded.map("lost_files").keys(_LOST_FILE.size)
+            self._lost = probes.Lost(
+                records=counted,
+                files=frozenset((volume, inode) for inode, volume, _ in map(_LOST_FILE.unpack, keys)),
+                everywhere=bool(self._state.lost_everywhere),
+            )
+        return self._lost
+
+    def close(self) -> None:
+        """Detach and forget everything. Records not yet drained are gone."""
+        if self._closed:
+            return
+        self._closed = True
+        self._ring.close()
+        del self._state
+        self._memory.close()
+        self._loaded.close()
+        for root in self._roots.values():
+            os.close(root.fd)
+        self._roots.clear()

@@ -1,0 +1,117 @@
+"""Reads the kernel's ring of records by memory mapping: no call into libbpf, no copy, one handler call each.
+
+The layout is that of ``BPF_MAP_TYPE_RINGBUF``: a page with our position, a page with the kernel's, then the
+data mapped twice in a row, so that a record which wraps around is contiguous. Each record has eight bytes
+before it: its length with two flags, and a page offset that only the kernel uses. Positions count bytes since
+the start and never wrap.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+
+from diffkeeper.domain import errors
+from diffkeeper_capture import probes, records
+
+_PAGE = mmap.PAGESIZE
+_BUSY = 1 << 31  # room is taken, the record is still being written
+_DISCARDED = 1 << 30
+_LENGTH = _DISCARDED - 1
+_RING_HEAD_BYTES = 8
+# Our position is told to the kernel in strides: each store moves a cache line that every writer of the
+# machine reads.
+_STRIDE_MAX_BYTES = 256 * 1024
+# Writing a record takes the kernel microseconds; only a stopped virtual processor makes it long.
+_BUSY_LIMIT_S = 5.0
+
+
+class RingReader:
+    """The only reader of a ring. Not for two threads at once."""
+
+    def __init__(self, fd: int, ring_bytes: int) -> None:
+        self._fd = fd
+        self._mask = ring_bytes - 1
+        self._stride = min(_STRIDE_MAX_BYTES, ring_bytes // 8)
+        self._ours = mmap.mmap(fd, _PAGE, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        self._theirs = mmap.mmap(
+            fd, _PAGE + 2 * ring_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=_PAGE
+        )
+        # Native casts: loads and stores of one machine word, never seen half done by the other side.
+        self._consumer = memoryview(self._ours).cast("Q")
+        self._producer = memoryview(self._theirs)[:8].cast("Q")
+        self._data = memoryview(self._theirs)[_PAGE:]
+        self._words = self._data.cast("I")
+        self._position = self._consumer[0]
+
+    def fileno(self) -> int:
+        """The ring itself: epoll calls it readable while records wait."""
+        return self._fd
+
+    def produced(self) -> int:
+        return self._producer[0]
+
+    def consumed(self) -> int:
+        return self._position
+
+    def drain(self, handle: probes.RecordHandler, upto: int | None = None, most: int = 65_536) -> int:
+        """See ``RecordProbe.drain``. A record whose handler raises is delivered again."""
+        delivered = 0
+        target = -1 if upto is None else upto
+        while True:
+            end = self._producer[0]
+            delivered += self._deliver(handle, end, target, most - delivered)
+            if self._position >= target:
+                return delivered
+            # Below the target the next record is still being written.
+            self._await_next()
+
+    def _deliver(self, handle: probes.RecordHandler, end: int, target: int, most: int) -> int:
+        """Records up to ``end``, or to the first unfinished one, or ``most`` when the target is reached."""
+        data, words, consumer, mask = self._data, self._words, self._consumer, self._mask
+        unpack, new, record_class = records.HEAD.unpack_from, tuple.__new__, records.Record
+        payload_at = _RING_HEAD_BYTES + records.HEAD_BYTES
+        position, stride = self._position, self._stride
+        told = position + stride
+        delivered = 0
+        try:
+            while position < end:
+                at = position & mask
+                length = words[at >> 2]
+                if length >= _DISCARDED:
+                    if length & _BUSY:
+                        break
+                    length &= _LENGTH
+                else:
+                    if delivered >= most and position >= target:
+                        break
+                    begin = at + _RING_HEAD_BYTES
+                    handle(new(record_class, unpack(data, begin)), data[at + payload_at : begin + length])
+                    delivered += 1
+                position += (length + 15) & ~7
+                if position >= told:
+                    self._position = consumer[0] = position
+                    told = position + stride
+        finally:
+            self._position = consumer[0] = position
+        return delivered
+
+    def _await_next(self) -> None:
+        """Until the record at our position is finished; the kernel is writing it on another processor."""
+        deadline = time.monotonic() + _BUSY_LIMIT_S
+        at = (self._position & self._mask) >> 2
+        while self._position >= self._producer[0] or self._words[at] & _BUSY:
+            if time.monotonic() > deadline:
+                raise errors.TimedOut(
+                    f"a record of the probe stayed unfinished for {_BUSY_LIMIT_S:.0f} s; nothing was skipped",
+                    reason="ring-stuck",
+                    hint="a virtual processor may be stopped; the next drain goes on at the same record",
+                )
+            os.sched_yield()
+
+    def close(self) -> None:
+        for view in (self._words, self._data, self._producer, self._consumer):
+            view.release()
+        self._theirs.close()
+        self._ours.close()

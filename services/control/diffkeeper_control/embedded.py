@@ -1,0 +1,262 @@
+"""A whole deployment as child processes of this machine: started in order, adopted, watched, stopped, killed.
+
+Per site: broker, then replicator, then capture agent, each started once the one before it works. The children
+live in their own sessions and outlive control; the next control adopts those that still run and answer, and
+starts the others. A site that was stopped is not started again until it is asked for, also not by the next
+control.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import structlog
+
+from diffkeeper import atomic_files, nats_server
+from diffkeeper import settings as daemon_settings
+from diffkeeper.domain import errors
+from diffkeeper_control import deployment, processes, settings
+from diffkeeper_control.deployment import Deployment, Layout
+from diffkeeper_control.sites import Service, SiteClients
+from diffkeeper_control.supervisor import Child, Recipe
+
+ROLES = ("nats", "replicator", "agent")
+MODULES = {"replicator": "diffkeeper_replicator.main", "agent": "diffkeeper_capture.main"}
+START_TIMEOUT_S = 20.0
+STOP_GRACE_S = {"nats": 10.0, "replicator": 8.0, "agent": 8.0}
+
+# What must happen at a site between the start of one child and the next, such as fencing before an agent
+# begins.
+BeforeRole = Callable[[str, str], Awaitable[None]]
+
+_log = structlog.get_logger("embedded")
+
+
+class Embedded:
+    """The children of a deployment. ``note`` is kept in step with them on disk."""
+
+    def __init__(self, layout: Layout, note: Deployment, session: aiohttp.ClientSession) -> None:
+        self.layout = layout
+        self.note = note
+        self.token = daemon_settings.read_token(layout.token)
+        self.secret = daemon_settings.read_token(layout.secret)
+        self.clients = {site: self._clients(session, site) for site in note.sites}
+        self.children = {
+            site: {role: Child(self._recipe(site, role), self._save) for role in ROLES} for site in note.sites
+        }
+        # What an earlier control left, until each has been adopted or replaced: a save in between must not
+        # lose it.
+        self._inherited = {site: dict(noted.processes) for site, noted in note.sites.items()}
+        # One change of a site at a time: stop during start waits, two starts do not race.
+        self._changing = {site: asyncio.Lock() for site in note.sites}
+        self._since_us = {site: time.time_ns() // 1000 for site in note.sites}
+
+    @property
+    def sites(self) -> list[str]:
+        return list(self.note.sites)
+
+    def is_stopped(self, site: str) -> bool:
+        return self.note.sites[site].stopped
+
+    def has_processes(self, site: str) -> bool:
+        return any(child.is_running() for child in self.children[site].values())
+
+    def since_us(self, site: str) -> int:
+        return self._since_us[site]
+
+    async def start_all(self, before: BeforeRole) -> None:
+        """Every site that is not stopped, side by side; raises the first failure once all have settled.
+
+        Where an earlier control left anything running, a child that does not start is tried again instead:
+        what runs must not be taken down for it.
+        """
+        patient = any(site.processes for site in self.note.sites.values())
+        waiting = [
+            self._start_locked(site, before, patient=patient)
+            for site in self.sites
+            if not self.is_stopped(site)
+        ]
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def start_site(self, site: str, before: BeforeRole) -> None:
+        """Bring a stopped site back; nothing to do for one that runs."""
+        async with self._changing[site]:
+            if not self.is_stopped(site):
+                return
+            self._mark(site, stopped=False)
+            try:
+                await self._start(site, before, patient=False)
+            except BaseException:
+                await self._stop_children(site)
+                self._mark(site, stopped=True)
+                raise
+
+    async def stop_site(self, site: str) -> None:
+        """Agent, replicator, broker, each asked first; the programs are the caller's to end."""
+        async with self._changing[site]:
+            self._mark(site, stopped=True)
+            await self._stop_children(site)
+            await self.clients[site].close()
+
+    async def kill_site(self, site: str, programs: set[processes.ProcessId]) -> list[int]:
+        """SIGKILL everything of a site at once, as a power cut would; the numbers of what was killed."""
+        self._mark(site, stopped=True)
+        children = list(self.children[site].values())
+        doomed = programs | {child.identity for child in children if child.identity is not None}
+        # Killed before anything is awaited: nobody of the site gets to finish a sentence.
+        killed = await processes.kill_all(doomed)
+        async with self._changing[site]:
+            for child in children:
+                await child.forget()
+            left = {child.identity for child in children if child.identity is not None}
+            killed += await processes.kill_all(left)
+            for child in children:
+                child.forget_process()
+            await self.clients[site].close()
+        return sorted(set(killed))
+
+    async def stop_all(self) -> None:
+        """End every child, agents of all sites first; the sites are not marked stopped."""
+        for role in reversed(ROLES):
+            stopping = [self.children[site][role].stop() for site in self.sites]
+            for outcome in await asyncio.gather(*stopping, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        for site in self.sites:
+            await self.clients[site].close()
+
+    async def leave_all(self) -> None:
+        """Stop watching; the children live on for the next control."""
+        for site in self.sites:
+            for child in self.children[site].values():
+                await child.release()
+            await self.clients[site].close()
+
+    def statuses(self, site: str) -> list[dict[str, Any]]:
+        return [self.children[site][role].status() for role in ROLES]
+
+    async def _start_locked(self, site: str, before: BeforeRole, *, patient: bool) -> None:
+        async with self._changing[site]:
+            await self._start(site, before, patient=patient)
+
+    async def _start(self, site: str, before: BeforeRole, *, patient: bool) -> None:
+        self.layout.make([site])
+        for role in ROLES:
+            await before(site, role)
+            child = self.children[site][role]
+            noted = self._inherited[site].get(role)
+            adopted = noted is not None and await child.adopt(noted)
+            self._inherited[site].pop(role, None)
+            if not adopted:
+                await self._end_strays(site, role)
+                await child.start(patient=patient)
+        _log.info("site started", site=site)
+
+    async def _stop_children(self, site: str) -> None:
+        for role in reversed(ROLES):
+            await self.children[site][role].stop()
+
+    async def _end_strays(self, site: str, role: str) -> None:
+        """A child that an earlier control started and had no time to note holds the port of the new one."""
+        own = self._nats_config(site).config_path if role == "nats" else self.layout.settings(site, role)
+        for stray in processes.with_argument(str(own)):
+            _log.warning("ending a stray process", site=site, child=role, pid=stray.pid)
+            await processes.stop(stray, STOP_GRACE_S[role])
+
+    def _mark(self, site: str, *, stopped: bool) -> None:
+        self.note.sites[site].stopped = stopped
+        self._since_us[site] = time.time_ns() // 1000
+        self._save()
+
+    def _save(self) -> None:
+        for site, children in self.children.items():
+            ours = {role: child.process for role, child in children.items() if child.process is not None}
+            self.note.sites[site].processes = {**self._inherited[site], **ours}
+        deployment.save(self.layout, self.note)
+
+    def _clients(self, session: aiohttp.ClientSession, site: str) -> SiteClients:
+        ports = self.note.sites[site]
+        return SiteClients(
+            site,
+            session,
+            token=self.token,
+            agent=settings.address(ports.agent_port),
+            replicator=settings.address(ports.replicator_port),
+            broker=settings.broker_url(self.note, site),
+            secret=self.secret,
+        )
+
+    def _recipe(self, site: str, role: str) -> Recipe:
+        if role == "nats":
+            return self._nats_recipe(site)
+        client: Service = getattr(self.clients[site], role)
+
+        async def launch() -> processes.ProcessId:
+            write = settings.of_agent if role == "agent" else settings.of_replicator
+            path = self.layout.settings(site, role)
+            atomic_files.write_json(path, write(self.layout, self.note, site))
+            argv = [sys.executable, "-m", MODULES[role], "--config", str(path)]
+            return processes.spawn(argv, self.layout.log(site, role))
+
+        async def works() -> bool:
+            try:
+                await client.status()
+            except errors.Transient:
+                return False
+            return True
+
+        return Recipe(
+            role,
+            site,
+            client.address,
+            str(self.layout.log(site, role)),
+            launch,
+            works,
+            START_TIMEOUT_S,
+            STOP_GRACE_S[role],
+        )
+
+    def _nats_recipe(self, site: str) -> Recipe:
+        config = self._nats_config(site)
+
+        async def launch() -> processes.ProcessId:
+            return (await nats_server.NatsServer.start(config, START_TIMEOUT_S)).process
+
+        async def works() -> bool:
+            # Nothing is asked of the process itself: the port is its own while it runs, and start checked it.
+            server = nats_server.NatsServer(config, processes.ProcessId(0, 0))
+            try:
+                nats_server.check_fitness(config, await server.varz())
+            except errors.Transient:
+                return False
+            return True
+
+        return Recipe(
+            "nats",
+            site,
+            config.client_url,
+            str(config.log_path),
+            launch,
+            works,
+            START_TIMEOUT_S,
+            STOP_GRACE_S["nats"],
+        )
+
+    def _nats_config(self, site: str) -> nats_server.ServerConfig:
+        ports = self.note.sites[site]
+        return nats_server.ServerConfig(
+            site,
+            self.layout.nats(site),
+            ports.nats_port,
+            ports.monitor_port,
+            self.secret,
+            leaf_port=ports.leaf_port,
+            leaf_remotes=deployment.leaf_remotes(self.note, site),
+        )

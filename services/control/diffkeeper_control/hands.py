@@ -1,0 +1,297 @@
+"""The effects of a failover in the world: one method a phase, each idempotent, so that it can be carried out
+again after a crash.
+
+What was decided stands in the registry before anything rests on it: a reign is recorded before the target's
+agent may write its first frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from diffkeeper.domain import errors, frames, positions, volumes
+from diffkeeper_control import failover, fencing, programs, registry, roles, streams
+from diffkeeper_control.embedded import Embedded
+from diffkeeper_control.failover import Do, Failover, Phase
+from diffkeeper_control.failover_requests import LeaderState
+from diffkeeper_control.monitor import Monitor
+from diffkeeper_control.operations import Operation
+from diffkeeper_control.registry import Reign, Resume, State, Volume
+
+# How long the broker of a leader that does not answer may take to be fenced; promise guards what is missed.
+FENCE_TIMEOUT_S = 0.5
+# A planned failover starts its handover once the target is at most this far behind.
+CLOSE_TIMEOUT_S = 30.0
+
+_log = structlog.get_logger("hands")
+
+
+class SiteHands:
+    """``coordinator.Hands`` on the sites of a deployment."""
+
+    def __init__(self, embedded: Embedded, known: registry.Registry, monitor: Monitor) -> None:
+        self._embedded = embedded
+        self._registry = known
+        self._monitor = monitor
+        self._work: dict[Do, Callable[[Failover], Awaitable[failover.Event]]] = {
+            Do.PREPARE: self._prepare,
+            Do.HAND_OVER: self._hand_over,
+            Do.FENCE: self._fence,
+            Do.PROMISE: self._promise,
+            Do.CATCH_UP: self._catch_up,
+            Do.PROMOTE: self._promote,
+            Do.ATTACH: self._attach,
+            Do.START: self._start,
+            Do.FOLLOW: self._follow,
+            Do.RESTORE: self._restore,
+        }
+
+    async def carry_out(self, work: Do, machine: Failover) -> failover.Event:
+        return await self._work[work](machine)
+
+    def leader_is_dead(self, plan: failover.Plan) -> bool:
+        volume = self._registry.get(plan.volume)
+        return volume.leader == plan.leader and self._monitor.leader_state(volume) is LeaderState.DEAD
+
+    def mark(self, operation: Operation) -> None:
+        plan = operation.plan
+        volume = self._registry.get(plan.volume)
+        highest = max(volume.highest_epoch, plan.epoch)
+        # The operation's own record is durable already, and marks again after a crash.
+        self._registry.note(
+            msgspec.structs.replace(
+                volume, operation=operation.id, state=State.MOVING, highest_epoch=highest, detail=""
+            )
+        )
+
+    def finish(self, operation: Operation) -> None:
+        volume = self._registry.get(operation.plan.volume)
+        if volume.highest_epoch < operation.machine.epoch:
+            volume = msgspec.structs.replace(volume, highest_epoch=operation.machine.epoch)
+            self._registry.put(volume)
+        if volume.operation != operation.id:
+            return
+        machine, detail, state = operation.machine, "", State.CAPTURED
+        if machine.phase is Phase.FAILED:
+            assert machine.trouble is not None, "what fails says why"
+            state, detail = State.FAILED, f"failover to {machine.plan.target}: {machine.trouble.message}"
+        if machine.phase is Phase.ROLLED_BACK and machine.handover is None and volume.held_since_us is None:
+            state = State.RELEASED if volume.resume is not None else State.CAPTURED
+        held = None if machine.phase is Phase.PARTIAL else volume.held_since_us
+        self._registry.put(
+            msgspec.structs.replace(volume, operation=None, state=state, detail=detail, held_since_us=held)
+        )
+
+    async def _prepare(self, machine: Failover) -> failover.Event:
+        """While the program still runs: everything that can be done early is."""
+        plan = machine.plan
+        target = self._embedded.clients[plan.target]
+        _, reached = await asyncio.gather(
+            target.agent.status(), target.replicator.catch_up(plan.volume, None, CLOSE_TIMEOUT_S)
+        )
+        await self._ensure_streams(plan.volume, plan.target)
+        _log.info("target is close", volume=plan.volume, position=reached["position"])
+        return failover.Prepared()
+
+    async def _hand_over(self, machine: Failover) -> failover.Event:
+        plan = machine.plan
+        volume = self._registry.get(plan.volume)
+        if volume.resume is not None and volume.held_since_us is None and await self._is_released(volume):
+            # Capture ended in order before: its end is the end of the epoch.
+            return failover.HandedOver(_point(volume.resume.point), volume.resume.tree_state)
+        answer = await self._embedded.clients[plan.leader].agent.handover(
+            plan.volume, plan.target, plan.grace_s, plan.timeout_s
+        )
+        return failover.HandedOver(
+            _heard_point(answer), answer.get("tree_state"), answer.get("took_ms") or {}
+        )
+
+    async def _is_released(self, volume: Volume) -> bool:
+        status = await self._embedded.clients[volume.leader].agent.volume(volume.name)
+        return status is None or status.get("state") == "released"
+
+    async def _fence(self, machine: Failover) -> failover.Event:
+        plan = machine.plan
+        try:
+            async with asyncio.timeout(FENCE_TIMEOUT_S):
+                log = await self._embedded.clients[plan.leader].broker.log()
+                await fencing.fence(log, volumes.Origin(plan.volume, plan.leader), machine.epoch)
+        except (TimeoutError, errors.Transient) as error:
+            _log.warning("the old leader's stream was not fenced", volume=plan.volume, error=str(error))
+        return failover.FencedOff()
+
+    async def _promise(self, machine: Failover) -> failover.Event:
+        """The target must promise; every other survivor is asked too, for it may have confirmed more."""
+        plan = machine.plan
+        others = [
+            site
+            for site in self._embedded.sites
+            if site not in (plan.target, plan.leader) and not self._embedded.is_stopped(site)
+        ]
+        asking = [
+            self._embedded.clients[site].replicator.promise(plan.volume, machine.epoch, 2.0)
+            for site in others
+        ]
+        target = self._embedded.clients[plan.target].replicator.promise(plan.volume, machine.epoch)
+        answers = await asyncio.gather(target, *asking, return_exceptions=True)
+        held: list[positions.Position] = []
+        for site, answer in zip([plan.target, *others], answers, strict=True):
+            if isinstance(answer, dict):
+                held.append(positions.parse(answer["position"]))
+            elif site == plan.target or not isinstance(answer, errors.DiffKeeperError):
+                raise answer
+            else:
+                _log.warning("a site did not promise", site=site, error=answer.message)
+        return failover.Promised(max(held[1:], default=None))
+
+    async def _catch_up(self, machine: Failover) -> failover.Event:
+        plan = machine.plan
+        wanted = None if machine.handover is None else str(machine.handover.position)
+        replicator = self._embedded.clients[plan.target].replicator
+        return failover.CaughtUp(_heard_point(await replicator.catch_up(plan.volume, wanted, plan.timeout_s)))
+
+    async def _promote(self, machine: Failover) -> failover.Event:
+        plan = machine.plan
+        answer = await self._embedded.clients[plan.target].replicator.promote(plan.volume, machine.epoch)
+        return failover.Promoted(_heard_point(answer), answer["path"], answer.get("tree_state"))
+
+    async def _attach(self, machine: Failover) -> failover.Event:
+        plan = machine.plan
+        assert machine.promoted is not None and machine.path is not None, "promotion came before"
+        parent = _kept(machine.promoted)
+        reign = Reign(site=plan.target, epoch=machine.epoch, parent=parent)
+        volume = self._registry.get(plan.volume)
+        if volume.chain[-1] != reign:
+            volume = self._leave_old_directory(volume, machine)
+            volume = msgspec.structs.replace(volume, durability=plan.durability or volume.durability)
+        volume = self._registry.put(
+            registry.with_reign(
+                volume,
+                reign,
+                path=machine.path,
+                resume=Resume(point=parent, tree_state=machine.tree_state),
+            )
+        )
+        await self._ensure_streams(plan.volume, plan.target)
+        await self._embedded.clients[plan.target].agent.attach(plan.volume, roles.attach_body(volume))
+        return failover.Attached()
+
+    def _leave_old_directory(self, volume: Volume, machine: Failover) -> Volume:
+        """Where the old leader follows from now on: in its own directory after a handover, else in a new one.
+
+        A leader that died may have written more than the log holds, and nobody knows what: that directory is
+        kept.
+        """
+        plan = machine.plan
+        if machine.handover is not None:
+            tree = Resume(point=_kept(machine.handover), tree_state=machine.handover_tree_state)
+            return msgspec.structs.replace(volume, tree_states={**volume.tree_states, plan.leader: tree})
+        orphan = registry.Orphan(
+            site=plan.leader,
+            epoch=plan.old_epoch,
+            path=volume.paths[plan.leader],
+            since_us=time.time_ns() // 1000,
+        )
+        replica = self._embedded.layout.replica(plan.leader, plan.volume, machine.epoch)
+        return registry.with_orphan(volume, orphan, str(replica))
+
+    async def _start(self, machine: Failover) -> failover.Event:
+        plan = machine.plan
+        return failover.Started(await self.start_program(plan.volume, plan.target))
+
+    async def start_program(self, name: str, site: str) -> int:
+        """Have the site's agent start the volume's program; its process number. Nothing is started twice."""
+        volume = self._registry.get(name)
+        assert volume.command is not None, "a program is started only where one was registered"
+        agent = self._embedded.clients[site].agent
+        status = await agent.volume(name)
+        program = (status or {}).get("program")
+        if program and program.get("running"):
+            return int(program["pid"])
+        gate = str(self._embedded.layout.gate(site))
+        answer = await agent.start(name, programs.start_body(volume, site, gate, volume.command))
+        return int(answer["pid"])
+
+    async def _follow(self, machine: Failover) -> failover.Event:
+        """Sites that cannot be told now are told by the reconciler once they answer."""
+        volume = self._registry.get(machine.plan.volume)
+        telling = [
+            self.tell_role(volume.name, site)
+            for site in self._embedded.sites
+            if not self._embedded.is_stopped(site)
+        ]
+        for outcome in await asyncio.gather(*telling, return_exceptions=True):
+            if isinstance(outcome, errors.DiffKeeperError):
+                _log.warning("a site could not be told its role", volume=volume.name, error=outcome.message)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+        return failover.Following()
+
+    async def tell_role(self, name: str, site: str) -> None:
+        """Order a site's replicator to do its part; once it does, its tree's file is its own business."""
+        volume = self._registry.get(name)
+        status = await self._embedded.clients[site].replicator.put_role(name, roles.wanted(volume, site))
+        self._monitor.take_replica(site, name, status)
+        volume = self._registry.get(name)
+        if site in volume.tree_states and site != volume.leader:
+            kept = {other: tree for other, tree in volume.tree_states.items() if other != site}
+            self._registry.put(msgspec.structs.replace(volume, tree_states=kept))
+
+    async def _restore(self, machine: Failover) -> failover.Event:
+        """Give the volume back to its old leader, whose program may or may not have been stopped."""
+        plan = machine.plan
+        agent = self._embedded.clients[plan.leader].agent
+        status = await agent.volume(plan.volume)
+        handover = machine.handover
+        tree_state = machine.handover_tree_state
+        if handover is None and status is not None and status.get("state") == "released":
+            # It had handed over and its answer was lost; asked again it gives the same.
+            answer = await agent.handover(plan.volume, plan.target, plan.grace_s, plan.timeout_s)
+            handover, tree_state = _heard_point(answer), answer.get("tree_state")
+        if handover is not None:
+            await self._reign_again(machine, handover, tree_state)
+        if self._registry.get(plan.volume).held_since_us is not None:
+            await self.start_program(plan.volume, plan.leader)
+        await self._follow(machine)
+        return failover.RolledBack()
+
+    async def _reign_again(self, machine: Failover, end: failover.Point, tree_state: str | None) -> None:
+        plan = machine.plan
+        volume = self._registry.get(plan.volume)
+        if volume.epoch == plan.epoch:
+            volume = registry.without_reign(volume, plan.epoch)
+        parent = _kept(end)
+        if machine.promoted is not None:
+            tree = Resume(point=_kept(machine.promoted), tree_state=machine.tree_state)
+            volume = msgspec.structs.replace(volume, tree_states={**volume.tree_states, plan.target: tree})
+        volume = self._registry.put(
+            registry.with_reign(
+                volume,
+                Reign(site=plan.leader, epoch=machine.epoch, parent=parent),
+                path=volume.paths[plan.leader],
+                resume=Resume(point=parent, tree_state=tree_state),
+            )
+        )
+        await self._embedded.clients[plan.leader].agent.attach(plan.volume, roles.attach_body(volume))
+
+    async def _ensure_streams(self, volume: str, leader: str) -> None:
+        running = [site for site in self._embedded.sites if not self._embedded.is_stopped(site)]
+        await streams.ensure(volume, self._embedded.clients, running, leader)
+
+
+def _point(point: registry.Point) -> failover.Point:
+    return failover.Point(positions.parse(point.position), point.hash)
+
+
+def _heard_point(answer: dict[str, Any]) -> failover.Point:
+    return failover.Point(positions.parse(answer["position"]), answer.get("hash") or frames.NO_HASH.hex())
+
+
+def _kept(point: failover.Point) -> registry.Point:
+    return registry.Point(position=str(point.position), hash=point.hash)

@@ -1,0 +1,122 @@
+"""``diffkeeper-control``: one control of one embedded deployment.
+
+It holds the lock of the directory for its life. SIGTERM, SIGINT and ``POST /v1/shutdown`` stop the whole
+deployment in order; when control is killed, its children live on and the next control takes them over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+import time
+from pathlib import Path
+
+from diffkeeper import http, nats_server
+from diffkeeper.domain import errors
+from diffkeeper.service import Scope, run_service
+from diffkeeper_control import deployment, settings, sites
+from diffkeeper_control.api import Api
+from diffkeeper_control.deployment import HOST, Control, Deployment, DirLock, Layout
+from diffkeeper_control.embedded import Embedded
+from diffkeeper_control.service import ControlService
+
+DEFAULT_SITES = ["east", "west"]
+
+
+def main() -> None:
+    options = _parse()
+    layout = Layout(Path(os.path.realpath(options.dir)))
+    wanted = options.sites.split(",") if options.sites else None
+
+    async def serve(scope: Scope) -> None:
+        lock = DirLock(layout)
+        try:
+            await _serve(scope, layout, wanted)
+        finally:
+            lock.close()
+
+    run_service("diffkeeper-control", serve)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="diffkeeper-control", description="Run a deployment of DiffKeeper below one directory."
+    )
+    parser.add_argument("--dir", required=True, metavar="DIR", help="where everything is kept")
+    parser.add_argument("--sites", metavar="NAMES", help="comma-separated; east,west for a new deployment")
+    return parser.parse_args()
+
+
+async def _serve(scope: Scope, layout: Layout, wanted: list[str] | None) -> None:
+    note = _open(layout, wanted)
+    async with sites.open_session() as session:
+        embedded = Embedded(layout, note, session)
+        service = ControlService(embedded, scope.spawn)
+        api = Api(service).app(embedded.token)
+        async with http.serve(api, HOST, _usable_port(note)) as port:
+            _note_control(layout, note, port)
+            fresh = not any(site.processes for site in note.sites.values())
+            try:
+                await service.start()
+            except BaseException:
+                if fresh:
+                    await embedded.stop_all()
+                raise
+            reconciling = scope.spawn("reconcile", service.reconciler.run())
+            scope.ready(dir=str(layout.dir), address=settings.address(port), sites=",".join(note.sites))
+            await _until_stop(scope, service)
+            reconciling.cancel()  # what is being stopped must not be corrected
+            await service.stop()
+            note.control = None
+            deployment.save(layout, note)
+
+
+def _open(layout: Layout, wanted: list[str] | None) -> Deployment:
+    note = deployment.load(layout)
+    if note is None:
+        return deployment.create(layout, wanted or DEFAULT_SITES, time.time_ns() // 1000)
+    deployment.check_same_sites(note, wanted)
+    return note
+
+
+def _usable_port(note: Deployment) -> int:
+    """The port control had before, or any other where somebody took it meanwhile."""
+    if _is_taken(note.control_port):
+        note.control_port = nats_server.free_port(HOST)
+    return note.control_port
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((HOST, port))
+        except OSError:
+            return True
+    return False
+
+
+def _note_control(layout: Layout, note: Deployment, port: int) -> None:
+    ticks = nats_server.start_ticks(os.getpid())
+    if ticks is None:
+        raise errors.Misconfigured("/proc is not mounted", reason="no-proc", hint="mount -t proc proc /proc")
+    note.control = Control(os.getpid(), ticks, settings.address(port))
+    deployment.save(layout, note)
+
+
+async def _until_stop(scope: Scope, service: ControlService) -> None:
+    waiting = [
+        asyncio.create_task(scope.stopping.wait(), name="wait for a signal"),
+        asyncio.create_task(service.shutdown_asked.wait(), name="wait for a request"),
+    ]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Control put together: which part does what, and the few things that need several of them.
+
+The composition root. Parts know each other only through what is handed to them here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+import structlog
+
+from diffkeeper import __version__
+from diffkeeper.domain import errors
+from diffkeeper_control import failover_requests, operations, processes, programs, registry
+from diffkeeper_control.coordinator import Coordinator, Spawn
+from diffkeeper_control.embedded import Embedded
+from diffkeeper_control.failover_requests import Asked
+from diffkeeper_control.hands import SiteHands
+from diffkeeper_control.lifecycle import Lifecycle
+from diffkeeper_control.log_reader import LogReader
+from diffkeeper_control.monitor import Monitor
+from diffkeeper_control.operations import Operation, OperationStore
+from diffkeeper_control.reconciler import Reconciler
+from diffkeeper_control.verification import Verifier
+from diffkeeper_control.views import Views
+
+# A site that is to be killed is asked once more who runs there, but never waited for.
+LAST_LOOK_S = 0.15
+
+_log = structlog.get_logger("control")
+
+
+class ControlService:
+    def __init__(self, embedded: Embedded, spawn: Spawn) -> None:
+        layout = embedded.layout
+        self.embedded = embedded
+        self.registry = registry.Registry(layout.registry)
+        self.operations = OperationStore(layout.operations)
+        self.monitor = Monitor(embedded)
+        self.hands = SiteHands(embedded, self.registry, self.monitor)
+        self.coordinator = Coordinator(self.operations, self.hands, spawn)
+        self.lifecycle = Lifecycle(embedded, self.registry, self.monitor, self.hands)
+        self.reconciler = Reconciler(embedded, self.registry, self.monitor, self.hands, self.lifecycle)
+        self.verifier = Verifier(embedded, self.registry, self.monitor)
+        self.log_reader = LogReader(embedded, self.registry, self.monitor)
+        self.views = Views(embedded, self.registry, self.monitor)
+        self.shutdown_asked = asyncio.Event()
+        self.shutdown_timeout_s = 60.0
+        self._started_us = time.time_ns() // 1000
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    async def start(self) -> None:
+        """Sites, then what an earlier control left unfinished."""
+        await self.embedded.start_all(self.reconciler.before_role)
+        await self.monitor.look_all()
+        self.coordinator.resume_all()
+
+    def status(self) -> dict[str, Any]:
+        embedded = self.embedded
+        return {
+            "deployment": {
+                "dir": str(embedded.layout.dir),
+                "started_us": self._started_us,
+                "created_us": embedded.note.created_us,
+                "version": __version__,
+                "pid": self.pid,
+            },
+            "sites": [self.views.site(site) for site in embedded.sites],
+            "volumes": [self.views.volume(volume) for volume in self.registry.all()],
+            "operations": [operations.view(operation) for operation in self.operations.unfinished()],
+            "at_us": time.time_ns() // 1000,
+        }
+
+    async def volume_now(self, name: str) -> dict[str, Any]:
+        """A volume with what its sites say at this moment: this is what callers poll."""
+        volume = self.registry.get(name)
+        running = [site for site in self.embedded.sites if not self.embedded.is_stopped(site)]
+        await asyncio.gather(*(self.monitor.look(site) for site in running))
+        return self.views.volume(self.registry.get(volume.name))
+
+    async def begin_failover(self, name: str, asked: Asked) -> Operation:
+        """Accept and start a failover, or refuse it with nothing changed."""
+        async with self.lifecycle.lock(name):
+            volume = self.registry.get(name)
+            known = [site for site in (volume.leader, asked.to) if site in self.embedded.sites]
+            await asyncio.gather(*(self.monitor.look(site) for site in known))
+            seen = failover_requests.Seen(
+                sites=self.embedded.sites,
+                leader=self.monitor.leader_state(volume),
+                loss=self.views.loss_bound(volume),
+                target_running=asked.to in self.embedded.sites and not self.embedded.is_stopped(asked.to),
+                target=self.monitor.replicator(asked.to).volume(name)
+                if self.monitor.replicator(asked.to).fresh
+                else None,
+            )
+            plan = failover_requests.accept(volume, asked, seen, volume.highest_epoch + 1)
+            detect_ms = None if plan.planned else self.monitor.took_to_notice_ms(volume.leader)
+            operation = self.coordinator.begin(plan, seen.loss, detect_ms)
+            self.coordinator.start(operation)
+            return operation
+
+    async def stop_site(self, site: str, *, kill: bool) -> None:
+        if kill:
+            programs_there = await self._programs_at(site)
+            killed = await self.embedded.kill_site(site, programs_there)
+            _log.warning("site killed", site=site, processes=len(killed))
+        else:
+            await self._end_work_at(site)
+            await self.embedded.stop_site(site)
+        await self.monitor.look(site)
+
+    async def start_site(self, site: str) -> None:
+        await self.embedded.start_site(site, self.reconciler.before_role)
+        await self.monitor.look(site)
+        await self.reconciler.correct()
+
+    async def _programs_at(self, site: str) -> set[processes.ProcessId]:
+        """Programs run through us: those the agent knows, and those that carry our mark."""
+        try:
+            async with asyncio.timeout(LAST_LOOK_S):
+                await self.monitor.look(site)
+        except TimeoutError:
+            pass  # what it said last must do
+        gate = str(self.embedded.layout.gate(site))
+        found = processes.with_environment(programs.GATE, gate) | processes.with_argument(gate)
+        for volume in (self.monitor.agent(site).answer or {}).get("volumes", []):
+            program = volume.get("program") or {}
+            process = processes.identify(int(program["pid"])) if program.get("running") else None
+            if process is not None:
+                found.add(process)
+        return processes.with_descendants(found)
+
+    async def _end_work_at(self, site: str) -> None:
+        """Programs first, then their capture: so that a stop loses nothing."""
+        for volume in self.registry.all():
+            if volume.leader != site or volume.operation is not None or self.embedded.is_stopped(site):
+                continue
+            await self.monitor.look(site)
+            await self.reconciler.end_program(site, volume.name)
+            status = self.monitor.agent(site).volume(volume.name)
+            if status is None or status.get("state") not in ("scanning", "capturing"):
+                continue
+            try:
+                await self.lifecycle.release(volume.name, None)
+            except errors.DiffKeeperError as error:
+                # The spool keeps what is not safe yet, and the agent goes on with it after the next start.
+                _log.warning("capture was not ended in order", volume=volume.name, error=error.message)
+
+    def ask_shutdown(self, timeout_s: float) -> None:
+        self.shutdown_timeout_s = timeout_s
+        self.shutdown_asked.set()
+
+    async def stop(self) -> None:
+        """Everything in the order of the data, within ``shutdown_timeout_s``, then by SIGKILL."""
+        try:
+            async with asyncio.timeout(self.shutdown_timeout_s):
+                await asyncio.gather(*(self._end_work_at(site) for site in self.embedded.sites))
+                await self.embedded.stop_all()
+        except TimeoutError:
+            _log.error("an ordered stop took too long; killing what is left")
+            for site in self.embedded.sites:
+                if self.embedded.has_processes(site):
+                    await self.embedded.kill_site(site, await self._programs_at(site))
+                    self.embedded.note.sites[site].stopped = False

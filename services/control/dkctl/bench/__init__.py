@@ -1,0 +1,1 @@
+"""Measurements of a deployment of their own, each beside its baseline of the same run."""

@@ -1,0 +1,82 @@
+"""``dkctl down``: stop a deployment in order, or one site; or kill a site as a power cut would."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from diffkeeper.domain import errors
+from dkctl import client, daemon, deployments, exits, options, output
+
+POLL_S = 0.05
+
+
+@click.command()
+@click.option("--site", metavar="SITE", help="Only this site; it stays stopped until dkctl up --site SITE.")
+@click.option("--kill", is_flag=True, help="With --site: SIGKILL to all its processes and programs at once.")
+@options.timeout(60.0)
+@options.directory
+@options.form
+def down(site: str | None, kill: bool, timeout_s: float, directory: Path, form: str) -> exits.Exit:
+    """Stop the deployment and everything in it. The data stay; `dkctl up` goes on with them."""
+    if kill and site is None:
+        raise click.UsageError("--kill needs --site.")
+    if site is not None:
+        return _one_site(client.Control.of(directory), site, form, kill=kill)
+    return _everything(directory, timeout_s, form)
+
+
+def _one_site(control: client.Control, site: str, form: str, *, kill: bool) -> exits.Exit:
+    state = control.stop_site(site, kill=kill)
+    led = state.get("leads") or []
+    answer = output.Answer(
+        f"Site {site} was {'killed' if kill else 'stopped'}"
+        + (f"; it led {', '.join(led)}." if led else "."),
+        state,
+        names=[f"site/{site}"],
+        hints=[f"dkctl failover {volume} --to SITE" for volume in led],
+    )
+    return output.show(answer, form)
+
+
+def _everything(directory: Path, timeout_s: float, form: str) -> exits.Exit:
+    deployment = deployments.need(directory)
+    noted = [
+        process for process in deployment.processes() if daemon.is_running(process.pid, process.start_ticks)
+    ]
+    if not noted:
+        verdict = f"Nothing of the deployment in {directory} was running."
+        return output.show(output.Answer(verdict, {"directory": str(directory), "stopped": []}), form)
+    try:
+        client.Control.of(directory).shutdown(timeout_s)
+    except errors.Unreachable as error:
+        raise _orphans(directory, noted) from error
+    _wait_for_end(directory, noted, timeout_s)
+    names = [process.name for process in noted]
+    data = {"directory": str(directory), "stopped": [{"name": one.name, "pid": one.pid} for one in noted]}
+    verdict = f"The deployment in {directory} is down: {len(names)} processes stopped, the data kept."
+    return output.show(output.Answer(verdict, data, names=names), form)
+
+
+def _wait_for_end(directory: Path, noted: list[deployments.Process], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while left := [process for process in noted if daemon.is_running(process.pid, process.start_ticks)]:
+        if time.monotonic() > deadline:
+            raise errors.TimedOut(
+                f"the deployment in {directory} still runs after {timeout_s:g} s: "
+                + ", ".join(f"{process.name} (pid {process.pid})" for process in left),
+                reason="still-running",
+                hint="wait and run it again; the logs say what it waits for",
+            )
+        time.sleep(POLL_S)
+
+
+def _orphans(directory: Path, noted: list[deployments.Process]) -> errors.Unreachable:
+    return errors.Unreachable(
+        f"control of {directory} is gone and left {len(noted)} processes behind: "
+        + ", ".join(f"{process.name} (pid {process.pid})" for process in noted),
+        reason="control-unreachable",
+        hint=f"dkctl up --detach --dir {directory} takes them over; then run this again",
+    )

@@ -1,0 +1,137 @@
+"""``dkctl up``: a whole deployment on this machine, in the foreground or behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import click
+
+from diffkeeper.domain import errors
+from dkctl import client, daemon, exits, options, output
+from dkctl.output import Column
+
+PROCESS_COLUMNS = [
+    Column("SITE", "site"),
+    Column("PROCESS", "name"),
+    Column("STATE", "state"),
+    Column("PID", "pid"),
+    Column("ADDRESS", "address"),
+    Column("LOG", "log", wide=True),
+]
+
+
+@click.command()
+@click.option("--sites", metavar="NAMES", help="Comma-separated; east,west for a new deployment.")
+@click.option("--site", metavar="SITE", help="Only start this site again, which was stopped or killed.")
+@click.option("--detach", "-d", is_flag=True, help="Return once everything runs, and leave it running.")
+@options.timeout(60.0)
+@options.directory
+@options.form
+def up(
+    sites: str | None, site: str | None, detach: bool, timeout_s: float, directory: Path, form: str
+) -> int:
+    """Start a whole deployment on this machine, or take over what still runs of one.
+
+    Each site gets its own nats-server, capture agent and replicator. Without --detach, Ctrl-C stops all
+    of it in order.
+    """
+    if site is not None:
+        if sites is not None:
+            raise click.UsageError("--site and --sites exclude each other.")
+        return _one_site(client.Control.of(directory), site, form)
+    directory = directory.absolute()
+    running = daemon.status_of(directory)
+    if running is not None:
+        return _runs_already(running, sites, directory, form, detach=detach)
+    log_start = daemon.log_size(directory)
+    process = daemon.start(directory, sites)
+    # To be asked to end is the same as Ctrl-C: what was started is stopped in order.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        status = daemon.wait_until_up(process, directory, log_start, timeout_s)
+    except BaseException:
+        _stop(process)
+        raise
+    output.show(what_runs(status, directory), form)
+    if detach:
+        # Not ours to wait for: control lives on in its own session.
+        process.returncode = 0
+        return exits.Exit.DONE
+    return _stay(process)
+
+
+def what_runs(status: dict[str, Any], directory: Path, verdict: str = "") -> output.Answer:
+    sites = status["sites"]
+    names = ", ".join(site["site"] for site in sites)
+    return output.Answer(
+        verdict or f"The deployment in {directory} is up: {names}.",
+        status,
+        tables=[
+            output.Table(
+                PROCESS_COLUMNS,
+                [{"site": site["site"]} | process for site in sites for process in site["processes"]],
+            )
+        ],
+        items=[{"kind": "site"} | site for site in sites],
+        names=[f"site/{site['site']}" for site in sites],
+    )
+
+
+def _one_site(control: client.Control, site: str, form: str) -> exits.Exit:
+    state = control.start_site(site)
+    well = state["state"] == "alive"
+    answer = output.Answer(
+        f"Site {site} was started and is {state['state']}.",
+        state,
+        tables=[output.Table(PROCESS_COLUMNS, [{"site": site} | process for process in state["processes"]])],
+        names=[f"site/{site}"],
+        exit=exits.Exit.DONE if well else exits.Exit.ATTENTION,
+        hints=["dkctl status"],
+    )
+    return output.show(answer, form)
+
+
+def _runs_already(
+    status: dict[str, Any], sites: str | None, directory: Path, form: str, *, detach: bool
+) -> exits.Exit:
+    has = [site["site"] for site in status["sites"]]
+    if sites is not None and sorted(sites.split(",")) != sorted(has):
+        raise errors.Refused(
+            f"the deployment in {directory} runs with the sites {', '.join(has)}, not {sites}",
+            reason="sites-differ",
+            hint="leave --sites out, or give another --dir",
+        )
+    if not detach:
+        raise errors.Refused(
+            f"the deployment in {directory} runs already, and goes on as it is",
+            reason="dir-busy",
+            hint=f"dkctl status --dir {directory}; dkctl down --dir {directory} stops it",
+        )
+    verdict = f"The deployment in {directory} runs already: {', '.join(has)}."
+    return output.show(what_runs(status, directory, verdict), form)
+
+
+def _stay(process: subprocess.Popen[bytes]) -> int:
+    """Wait for control's end; an interrupt asks for it."""
+    output.say("Ctrl-C stops it.")
+    stopping = 0
+    while True:
+        try:
+            code = process.wait()
+            return exits.of_returncode(code)
+        except KeyboardInterrupt:
+            stopping += 1
+            output.say("stopping in order ..." if stopping == 1 else "stopping at once ...")
+            process.send_signal(signal.SIGTERM)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a control that did not come up, and with it what it had started."""
+    if process.poll() is None:
+        output.say("stopping what was started ...")
+        process.terminate()
+        process.wait()

@@ -1,0 +1,197 @@
+"""Applies the deltas of frames to a directory.
+
+Each naming delta is first taken by the tree, which refuses contradictions, and only then done on disk. Runs
+of writes go through a short loop over the columns. What was done of a frame is remembered, so that after a
+Transient error (disk full) the same frame goes on where it stopped. Any other error leaves the directory as
+it is and means: stop this volume.
+
+Nothing here is synced: the journal has every frame, and ``reconcile`` brings a directory of unknown age to
+the journal's end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from diffkeeper.domain import deltas, trees
+from diffkeeper.domain.deltas import Delta, Op
+from diffkeeper_replicator import naming, safe_paths
+from diffkeeper_replicator.handles import DEAD, Handles
+
+_NOT_A_WRITE = re.compile(rb"[^\x02]")
+assert int(Op.WRITE) == 2, "the pattern above names WRITE"
+_NAMING = frozenset(int(op) for op in deltas.NAMING)
+_TIMES = frozenset({"atime_ns", "mtime_ns"})
+_WITH_ARGS = frozenset(int(op) for op in deltas.WITH_ARGS)
+
+
+class Applier:
+    """Owns the tree, the identities and the open descriptors of one replica directory. One thread."""
+
+    def __init__(
+        self,
+        root_fd: int,
+        tree: trees.Tree,
+        identities: dict[int, trees.Identity],
+        *,
+        allow_setid: bool = False,
+    ) -> None:
+        self.tree = tree
+        self.identities = identities
+        self._handles = Handles(root_fd, tree, identities)
+        # What could not be carried over and was passed by, by cause; told in the status.
+        self.notes: Counter[str] = Counter()
+        self._names = naming.Namer(tree, identities, self._handles, allow_setid)
+        self._resume: _Progress | None = None
+
+    def apply(self, columns: deltas.Columns) -> None:
+        """All deltas of one frame, in order.
+
+        Raises Transient when the disk is full (call again with the same columns) and Corrupt for a
+        contradiction or a directory that something else changed; then what came before the refused delta is
+        applied, and nothing after it.
+        """
+        progress = self._resume or _Progress()
+        self._resume = progress
+        ops, count = columns.ops, len(columns)
+        data = memoryview(columns.data)
+        args = iter(columns.args[progress.args :])
+        while progress.index < count:
+            op = ops[progress.index]
+            if op == 2:
+                other = _NOT_A_WRITE.search(ops, progress.index)
+                self._write_run(columns, data, other.start() if other else count, progress)
+                continue
+            self._other(op, columns, args, progress)
+            progress.index += 1
+            progress.named = None
+            if op in _WITH_ARGS:
+                progress.args += 1
+        self._resume = None
+
+    def apply_content(self, columns: deltas.Columns) -> None:
+        """Only bytes, times and extended attributes, of ids that live in the tree; names, modes and owners
+        are for ``layout``.
+        """
+        data = memoryview(columns.data)
+        args = iter(columns.args)
+        progress = _Progress()
+        while progress.index < len(columns):
+            op = columns.ops[progress.index]
+            if op == 2:
+                other = _NOT_A_WRITE.search(columns.ops, progress.index)
+                self._write_run(columns, data, other.start() if other else len(columns), progress)
+                continue
+            packed: Any = next(args) if op in _WITH_ARGS else None
+            file_id = columns.file_ids[progress.index]
+            if op not in _NAMING and file_id in self.tree.nodes:
+                if op == Op.ATTR:
+                    packed = [{key: value for key, value in packed[0].items() if key in _TIMES}]
+                self._content(op, columns, progress.index, packed)
+            progress.index += 1
+
+    def close(self) -> None:
+        self._handles.close()
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _other(self, op: int, columns: deltas.Columns, args: Iterator[Any], progress: _Progress) -> None:
+        index = progress.index
+        packed: Any = next(args) if op in _WITH_ARGS else None
+        if op not in _NAMING:
+            self._content(op, columns, index, packed)
+            return
+        if progress.named is None:
+            prepared = self._names.prepare(Delta(Op(op), columns.file_ids[index], args=tuple(packed)))
+            self.tree.apply(prepared.delta)
+            progress.named = prepared
+        self._names.perform(progress.named)
+
+    def _content(self, op: int, columns: deltas.Columns, index: int, packed: Any) -> None:
+        file_id = columns.file_ids[index]
+        try:
+            match op:
+                case Op.TRUNCATE:
+                    fd = self._handles.file(file_id)
+                    if fd != DEAD:
+                        os.ftruncate(fd, columns.offsets[index])
+                case Op.PUNCH:
+                    fd = self._handles.file(file_id)
+                    if fd != DEAD:
+                        safe_paths.punch(fd, columns.offsets[index], columns.lengths[index])
+                case Op.ATTR:
+                    self._names.set_attributes(file_id, packed[0])
+                case Op.XATTR:
+                    note = self._names.set_xattr(file_id, packed[0], packed[1])
+                    if note:
+                        self.notes[note] += 1
+                case Op.BARRIER | Op.GAP:
+                    pass
+                case _:
+                    raise AssertionError(f"operation {op} passed the decoder")
+        except OSError as error:
+            raise safe_paths.disk_error(error, f"{Op(op).name.lower()} of file id {file_id}") from error
+
+    def _write_run(self, columns: deltas.Columns, data: memoryview, end: int, progress: _Progress) -> None:
+        """Writes ``progress.index`` to ``end``; neighbours that continue each other in one file become one
+        call.
+
+        The hot loop of a replica: local names, no objects but the slices. On an error progress stands at a
+        write not yet done.
+        """
+        files = self._handles.files
+        pwrite = os.pwrite
+        index = first = progress.index
+        at = begin = progress.data
+        open_id, fd, start, stop = 0, DEAD, 0, 0
+        try:
+            for file_id, offset, length in zip(
+                columns.file_ids[first:end],
+                columns.offsets[first:end],
+                columns.lengths[first:end],
+                strict=True,
+            ):
+                if file_id != open_id or offset != stop:
+                    if fd != DEAD and at > begin and pwrite(fd, data[begin:at], start) != at - begin:
+                        _write_rest(fd, data[begin:at], start)
+                    progress.index, progress.data = index, at
+                    if file_id != open_id:
+                        fd = files.get(file_id, DEAD)
+                        if fd == DEAD:
+                            fd = self._handles.file(file_id)
+                        open_id = file_id
+                    begin, start, stop = at, offset, offset
+                index += 1
+                at += length
+                stop += length
+            if fd != DEAD and at > begin and pwrite(fd, data[begin:at], start) != at - begin:
+                _write_rest(fd, data[begin:at], start)
+        except OSError as error:
+            raise safe_paths.disk_error(error, f"writing {at - begin} bytes to file id {open_id}") from error
+        progress.index, progress.data = index, at
+
+
+class _Progress:
+    """How far a frame has been applied: indexes of the next delta, its data and its arguments."""
+
+    __slots__ = ("args", "data", "index", "named")
+
+    def __init__(self) -> None:
+        self.index = 0
+        self.data = 0
+        self.args = 0
+        # Set while the tree has taken the delta at ``index`` and the disk has not.
+        self.named: naming.Prepared | None = None
+
+
+def _write_rest(fd: int, chunk: memoryview, offset: int) -> None:
+    """A write that was cut short (a full disk, usually), all over again until it is done or fails with its
+    cause.
+    """
+    done = 0
+    while done < len(chunk):
+        done += os.pwrite(fd, chunk[done:], offset + done)

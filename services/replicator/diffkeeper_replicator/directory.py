@@ -1,0 +1,272 @@
+"""One replica directory with its tree: opened, applied to, checkpointed, handed over. Blocking; one thread
+owns it.
+
+The journal is durable before anything is applied; applying is not synced. A checkpoint (syncfs, then the tree
+with its inodes) bounds what ``reconcile`` has to look at after an unclean end.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from diffkeeper.domain import deltas, errors, frames, trees
+from diffkeeper.domain.deltas import ROOT_ID
+from diffkeeper_replicator import safe_paths, verify
+from diffkeeper_replicator.applier import Applier
+from diffkeeper_replicator.cursor import DirectoryNote, VolumeFiles
+from diffkeeper_replicator.journal import Journal
+from diffkeeper_replicator.reconcile import reconcile
+
+
+class Directory:
+    """Made by ``open_or_begin`` or ``adopt``."""
+
+    def __init__(
+        self, files: VolumeFiles, note: DirectoryNote, state: trees.TreeState, allow_setid: bool
+    ) -> None:
+        self._files = files
+        self._note = note
+        self._state = state
+        self.path = Path(note.path)
+        self._root_fd = safe_paths.open_root(self.path)
+        self._applier = Applier(self._root_fd, state.tree, state.identities, allow_setid=allow_setid)
+        # How many bytes were applied since the last checkpoint was begun.
+        self.bytes_since_checkpoint = 0
+
+    @property
+    def tip(self) -> frames.Tip:
+        """The last frame that the directory shows."""
+        return frames.Tip(self._state.position, self._state.frame_hash)
+
+    @property
+    def stamp(self) -> int:
+        return self._state.stamp
+
+    @property
+    def base_complete(self) -> bool:
+        return self._note.base_end is not None
+
+    @property
+    def notes(self) -> dict[str, int]:
+        return dict(self._applier.notes)
+
+    def apply(self, frame: frames.Frame, columns: deltas.Columns) -> None:
+        """One frame that continues ``tip``. After Transient the same frame is to be given again."""
+        if frames.follows(self.tip, frame) is not frames.Follows.NEXT:
+            raise errors.Corrupt(
+                f"the directory stands at {self.tip.position} and frame {frame.position} does not continue "
+                "it;"
+                "it was left as it is",
+                reason="directory-fork",
+                hint="the log it was taken over from is not the log of the chain; rebuild the replica",
+            )
+        self._applier.apply(columns)
+        self._state.position, self._state.frame_hash = frame.position, frame.hash
+        self._state.stamp = frame.header.last
+        self.bytes_since_checkpoint += frame.header.body_bytes
+        if frames.Flag.BASE_END in frame.header.flags and not self.base_complete:
+            self._write_note(base_end=str(frame.position))
+
+    def encode_state(self) -> bytes:
+        self.bytes_since_checkpoint = 0
+        return trees.encode(self._state)
+
+    def sync(self) -> None:
+        """All that was applied is on disk when this returns. May be called from another thread."""
+        safe_paths.sync_filesystem(self._root_fd)
+
+    def digest(self) -> dict[str, verify.Entry]:
+        return verify.digest(self.path)
+
+    def hand_over(self) -> bytes:
+        """The tree state for the program's capture agent, which takes the directory as it stands."""
+        self._state.fingerprints = dict(self._fingerprints())
+        return trees.encode(self._state)
+
+    def _fingerprints(self) -> Iterator[tuple[int, tuple[int, int, int]]]:
+        """What lets the new owner see that files are still as they were handed over, without reading them."""
+        for path, file_id in self._state.tree.paths():
+            if self._state.tree.nodes[file_id].kind is trees.Kind.FILE:
+                found = os.stat(path, dir_fd=self._root_fd, follow_symlinks=False)
+                yield file_id, (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+    def close(self, *, clean: bool) -> None:
+        """``clean``: sync, and remember that the checkpoint is what the directory shows."""
+        try:
+            if clean:
+                self.sync()
+                self._files.write_state(self.encode_state())
+                self._files.write_clean()
+        finally:
+            self._applier.close()
+            os.close(self._root_fd)
+
+    def _write_note(self, **changes: object) -> None:
+        self._note = msgspec.structs.replace(self._note, **changes)
+        self._files.write_note(self._note)
+
+
+def open_or_begin(
+    files: VolumeFiles, volume: str, path: Path, journal: Journal, *, allow_setid: bool = False
+) -> Directory:
+    """The replica at ``path`` brought to a known state, or an empty one begun there when there was none
+    before.
+
+    Raises Misconfigured (``replica-missing``, ``directory-not-empty``) and Corrupt (``directory-left``, what
+    ``reconcile`` raises).
+    """
+    note = files.note()
+    if note is None or note.path != str(path):
+        return _begin(files, volume, path, allow_setid)
+    if note.left:
+        raise errors.Corrupt(
+            f"{path} was given to a program as the leader's directory; what it holds now is not in this "
+            "journal",
+            reason="directory-left",
+            hint="follow with the tree state of a handover, with another path, or rebuild the replica",
+        )
+    _check_root(note)
+    state = files.state()
+    if state is None:
+        raise errors.Corrupt(
+            f"the tree checkpoint of {path} is missing",
+            reason="tree-state-missing",
+            hint="rebuild the replica",
+        )
+    start = state.position
+    if state.identities[ROOT_ID].device != os.lstat(path).st_dev:
+        _move_device(state, os.lstat(path).st_dev)
+    if not files.take_clean():
+        if note.base_end is None:
+            note = msgspec.structs.replace(note, base_end=_base_end(journal, state))
+        state = reconcile(path, state, lambda: journal.frames_after(start), allow_setid=allow_setid)
+    return _start(files, note, state, allow_setid)
+
+
+def adopt(
+    files: VolumeFiles, volume: str, path: Path, tree_state: Path, *, allow_setid: bool = False
+) -> Directory:
+    """Take over a directory that a leader at this site left, as it stands at the tree state's position.
+
+    The same tree state again opens what was adopted with it. Raises Refused when the state is not of that
+    directory.
+    """
+    try:
+        state = trees.decode(tree_state.read_bytes())
+    except OSError as error:
+        raise errors.Refused(
+            f"the tree state {tree_state} cannot be read: {error.strerror}", reason="tree-state-unreadable"
+        ) from error
+    found = _stat_root(path)
+    root = state.identities.get(ROOT_ID)
+    if state.volume != volume or root is None or root.inode != found.st_ino:
+        raise errors.Refused(
+            f"the tree state {tree_state} (volume {state.volume}) is not of the directory {path}; nothing "
+            "was changed",
+            reason="tree-state-differs",
+            hint="without a tree state the replica is built anew at another path",
+        )
+    if root.device != found.st_dev:
+        _move_device(state, found.st_dev)
+    state.fingerprints = {}  # true only until the first frame is applied
+    note = DirectoryNote(
+        str(path),
+        found.st_dev,
+        found.st_ino,
+        # Only a volume whose scan was complete is handed over.
+        base_end=str(state.position),
+        adopted=_adoption(tree_state, state),
+    )
+    files.forget_directory()
+    return _start(files, note, state, allow_setid)
+
+
+def adopted_with(note: DirectoryNote | None, tree_state: Path) -> bool:
+    """Whether the replica's directory is the one that was adopted with this tree state, and still follows
+    from it.
+    """
+    if note is None or note.left or note.adopted is None:
+        return False
+    try:
+        return note.adopted == _adoption(tree_state, trees.decode(tree_state.read_bytes()))
+    except OSError:
+        # The state was used up; the note says that it was of this name.
+        return note.adopted.startswith(f"{tree_state}@")
+
+
+def _adoption(tree_state: Path, state: trees.TreeState) -> str:
+    return f"{tree_state}@{state.position}:{state.frame_hash.hex()}"
+
+
+def _begin(files: VolumeFiles, volume: str, path: Path, allow_setid: bool) -> Directory:
+    path.mkdir(parents=True, exist_ok=True)
+    # As a tree begins: what the log says of the root's mode is said against this.
+    path.chmod(trees.Tree().nodes[ROOT_ID].mode)
+    found = _stat_root(path)
+    if os.listdir(path):
+        raise errors.Misconfigured(
+            f"{path} is to become a replica and is not empty; nothing in it was touched",
+            reason="directory-not-empty",
+            hint="choose an empty directory, or move what is in it away",
+            path=str(path),
+        )
+    files.forget_directory()
+    state = verify.empty_state(volume, path)
+    return _start(files, DirectoryNote(str(path), found.st_dev, found.st_ino), state, allow_setid)
+
+
+def _start(files: VolumeFiles, note: DirectoryNote, state: trees.TreeState, allow_setid: bool) -> Directory:
+    """The checkpoint first, then the note that makes it count."""
+    directory = Directory(files, note, state, allow_setid)
+    directory.sync()
+    files.write_state(directory.encode_state())
+    files.write_note(note)
+    return directory
+
+
+def _stat_root(path: Path) -> os.stat_result:
+    try:
+        found = os.lstat(path)
+    except OSError as error:
+        raise errors.Misconfigured(
+            f"the replica's directory {path} cannot be read: {error.strerror}; nothing was begun in its "
+            "place",
+            reason="replica-missing",
+            hint="mount it again, or rebuild the replica from its journal",
+            path=str(path),
+        ) from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise errors.Misconfigured(f"{path} is not a directory", reason="replica-missing", path=str(path))
+    return found
+
+
+def _check_root(note: DirectoryNote) -> None:
+    """A missing or replaced directory is a fault and never an empty start."""
+    found = _stat_root(Path(note.path))
+    if found.st_ino != note.inode:
+        raise errors.Misconfigured(
+            f"{note.path} is another directory than the replica that was here; it was left as it is",
+            reason="replica-replaced",
+            hint="mount the right one, or rebuild the replica from its journal",
+            path=note.path,
+        )
+
+
+def _move_device(state: trees.TreeState, device: int) -> None:
+    """Device numbers may change from one boot to the next; inode numbers do not."""
+    for file_id, identity in state.identities.items():
+        state.identities[file_id] = replace(identity, device=device)
+
+
+def _base_end(journal: Journal, state: trees.TreeState) -> str | None:
+    """The position of the end of the first-sight scan among the frames that are to be replayed."""
+    for frame in journal.frames_after(state.position):
+        if frames.Flag.BASE_END in frame.header.flags:
+            return str(frame.position)
+    return None

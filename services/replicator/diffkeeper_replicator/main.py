@@ -1,0 +1,77 @@
+"""``diffkeeper-replicator --config FILE``: the replicator of one site, put together."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from pathlib import Path
+
+from diffkeeper import http, metrics, service, settings
+from diffkeeper.log import nats_event_log
+from diffkeeper_replicator import gauges, replicator_api
+from diffkeeper_replicator.replicator import Replicator
+from diffkeeper_replicator.settings import ReplicatorSettings
+
+# Threads of the journal and the applier give way to each other faster than by Python's default of 5 ms.
+_SWITCH_INTERVAL_S = 0.001
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="diffkeeper-replicator", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the settings file (JSON)")
+    config = parser.parse_args().config
+
+    async def run(scope: service.Scope) -> None:
+        await serve(scope, settings.load(config, ReplicatorSettings))
+
+    service.run_service("replicator", run)
+
+
+async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    _raise_descriptor_limit()
+    token = settings.read_token(Path(wanted.token_file))
+    log = await nats_event_log.NatsEventLog.connect(
+        wanted.site,
+        wanted.servers,
+        password=settings.read_token(Path(wanted.broker_secret_file)),
+        name=f"diffkeeper-replicator-{wanted.site}",
+    )
+    replicator = Replicator(
+        log,
+        Path(wanted.dir),
+        Path(wanted.volumes_dir),
+        scope.spawn,
+        now_us,
+        allow_setid=wanted.allow_setid,
+    )
+    try:
+        await replicator.resume()
+        app = http.make_app(token)
+        replicator_api.add_routes(app, replicator, now_us)
+        measured = metrics.Metrics()
+        gauges.register(measured, replicator)
+        app.add_routes([measured.route()])
+        async with http.serve(app, wanted.host, wanted.port) as port:
+            scope.ready(site=wanted.site, port=port)
+            await scope.stopping.wait()
+    finally:
+        await replicator.close()
+        await log.close()
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def _raise_descriptor_limit() -> None:
+    """Descriptors of files and directories are kept open by every volume."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    main()

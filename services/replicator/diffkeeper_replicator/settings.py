@@ -1,0 +1,21 @@
+"""The settings file of a replicator."""
+
+from __future__ import annotations
+
+from diffkeeper import settings
+
+
+class ReplicatorSettings(settings.Settings, frozen=True, kw_only=True):
+    site: str
+    # Journals, cursors and tree states, one directory a volume.
+    dir: str
+    # Where replicas are kept whose path nobody names, one directory a volume.
+    volumes_dir: str
+    token_file: str
+    # Addresses of this site's own nats-servers.
+    servers: tuple[str, ...]
+    broker_secret_file: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    # Carry set-user-id and set-group-id bits over to replicas.
+    allow_setid: bool = False

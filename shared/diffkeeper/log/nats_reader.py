@@ -1,0 +1,245 @@
+"""Reading a stream in order, without a hole, for ever.
+
+An ephemeral push consumer without acknowledgements delivers to an inbox. Its flow control is answered when
+the messages before it were taken, so a slow reader holds at most the server's window (32 MiB). A hole in the
+delivery (consumer sequence) is healed by a new consumer from the next message on; a hole in the stream itself
+is Corrupt. Consumers live in memory at the server, are deleted at the end, and vanish by themselves when
+their reader does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from diffkeeper.domain import errors, volumes
+from diffkeeper.log import event_log, nats_connection, nats_streams
+
+HEARTBEAT_S = 1.0
+# Silence for this many heartbeats means that the consumer is gone.
+_SILENT_BEATS = 3
+_INACTIVE_S = 30
+_RETRY_S = 0.2
+# How often a reader of a mirror asks whether it stands still; twice in a row decides.
+_SOURCE_CHECK_S = 1.0
+_NS = 1_000_000_000
+
+
+class _Again(Exception):
+    """This consumer is of no use any more; make the next one."""
+
+
+class _Inbox:
+    """What arrives on one subject in one session, taken in order. ``None`` ends it."""
+
+    def __init__(self, session: nats_connection.Session) -> None:
+        self.session = session
+        self.heard_at = 0.0
+        self._items: deque[Msg | None] = deque()
+        self._filled = asyncio.Event()
+
+    async def put(self, msg: Msg) -> None:
+        self._put(msg)
+
+    def end(self) -> None:
+        self._put(None)
+
+    def _put(self, item: Msg | None) -> None:
+        self._items.append(item)
+        self._filled.set()
+
+    async def take(self, silence_s: float | None) -> Msg:
+        """The next message; raises _Again after silence or when the session is lost."""
+        if not self._items:
+            self._filled.clear()
+            timer = None
+            if silence_s is not None:
+                timer = asyncio.get_running_loop().call_later(silence_s, self.end)
+            try:
+                await self._filled.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        item = self._items.popleft()
+        if item is None:
+            raise _Again
+        return item
+
+
+async def subscribe(connection: nats_connection.NatsConnection, subject: str) -> AsyncGenerator[bytes, None]:
+    """Payloads of a core subject, across sessions; what is sent while there is none is missed."""
+    while True:
+        session = await connection.session()
+        inbox = _Inbox(session)
+        forget = session.on_lost(inbox.end)
+        try:
+            subscription = await session.client.subscribe(subject, cb=inbox.put)
+            try:
+                while True:
+                    yield (await inbox.take(None)).data
+            finally:
+                if not session.lost.is_set():
+                    await subscription.unsubscribe()
+        except (_Again, nats.errors.Error):
+            await asyncio.sleep(0)
+        finally:
+            forget()
+
+
+class Reader:
+    """One reading of one stream, across sessions, and across the two places where a mirrored stream can be
+    read.
+
+    A mirror that lost its origin looks for it again only after 10 s, and after an outage up to 150 s later
+    (nats-server 2.15). Barriers at level ``remote`` must not wait for that: while the origin answers and the
+    mirror stands still behind it, messages are read from the origin's own stream. They stand there at the
+    same places.
+    """
+
+    def __init__(self, connection: nats_connection.NatsConnection, site: str, origin: volumes.Origin) -> None:
+        self._connection = connection
+        self._site = site
+        self._origin = origin
+        self._source = site
+        self._following = 1
+
+    async def read(self, first_sequence: int) -> AsyncGenerator[event_log.Stored, None]:
+        self._following = first_sequence
+        while True:
+            session = await self._connection.session()
+            try:
+                async with aclosing(self._consume(session)) as messages:
+                    async for stored in messages:
+                        self._following = stored.stream_sequence + 1
+                        yield stored
+            except (_Again, nats.errors.Error, errors.Transient):
+                await asyncio.sleep(_RETRY_S)
+            except errors.NotFound:
+                if self._source == self._site:
+                    raise
+                self._source = self._site
+
+    async def _consume(self, session: nats_connection.Session) -> AsyncGenerator[event_log.Stored, None]:
+        """Messages as one consumer delivers them, until it is of no use."""
+        inbox = _Inbox(session)
+        forget = session.on_lost(inbox.end)
+        subject = session.client.new_inbox()
+        name = f"dk-{secrets.token_hex(8)}"
+        stream, api = self._origin.stream, nats_streams.api_prefix(self._source)
+        subscription = await session.client.subscribe(subject, cb=inbox.put)
+        chooser = asyncio.create_task(self._choose_source(inbox), name=f"read-source-{stream}")
+        try:
+            await self._connection.api(
+                f"{api}.CONSUMER.CREATE.{stream}.{name}",
+                {"stream_name": stream, "config": _consumer_config(name, subject, self._following)},
+            )
+            async with aclosing(_in_order(inbox, self._origin, self._following)) as messages:
+                async for stored in messages:
+                    yield stored
+        finally:
+            chooser.cancel()
+            forget()
+            if self._connection.current is session:
+                await subscription.unsubscribe()
+                # Not waited for: a consumer without its reader ends by itself after a while.
+                await session.client.publish(f"{api}.CONSUMER.DELETE.{stream}.{name}")
+
+    async def _choose_source(self, inbox: _Inbox) -> None:
+        """End the inbox when messages are better read elsewhere."""
+        if self._origin.site == self._site:
+            return
+        stood_still = 0
+        while True:
+            before = self._following
+            await asyncio.sleep(_SOURCE_CHECK_S)
+            try:
+                stood_still = stood_still + 1 if await self._is_misplaced(before) else 0
+            except (errors.Transient, errors.Refused):
+                stood_still = 0
+            if stood_still == 2:
+                self._source = self._origin.site if self._source == self._site else self._site
+                inbox.end()
+                return
+
+    async def _is_misplaced(self, before: int) -> bool:
+        """Whether the mirror stands still behind its origin while it is read, or is as far as
+        a reader of the origin.
+        """
+        if self._source != self._site:
+            return await self._end(self._site) >= self._following - 1
+        if self._following != before or await self._end(self._site) >= self._following:
+            return False
+        return await self._end(self._origin.site) >= self._following
+
+    async def _end(self, site: str) -> int:
+        info = await self._connection.api(
+            f"{nats_streams.api_prefix(site)}.STREAM.INFO.{self._origin.stream}", timeout_s=_SOURCE_CHECK_S
+        )
+        return int(info["state"]["last_seq"])
+
+
+def _consumer_config(name: str, subject: str, first_sequence: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "deliver_subject": subject,
+        "deliver_policy": "by_start_sequence",
+        "opt_start_seq": first_sequence,
+        "ack_policy": "none",
+        "max_deliver": 1,
+        "flow_control": True,
+        "idle_heartbeat": int(HEARTBEAT_S * _NS),
+        "inactive_threshold": _INACTIVE_S * _NS,
+        "mem_storage": True,
+        "num_replicas": 1,
+    }
+
+
+async def _in_order(
+    inbox: _Inbox, origin: volumes.Origin, first_sequence: int
+) -> AsyncGenerator[event_log.Stored, None]:
+    expected, delivered = first_sequence, 0
+    while True:
+        msg = await inbox.take(_SILENT_BEATS * HEARTBEAT_S)
+        if msg.headers is not None and msg.headers.get("Status") == "100":
+            await _answer_control(inbox.session, msg, delivered)
+            continue
+        sequence, count = _places(msg.reply)
+        if count != delivered + 1:
+            raise _Again
+        if sequence != expected:
+            raise event_log.stream_gap(origin, expected, sequence)
+        delivered = count
+        expected += 1
+        yield event_log.Stored(sequence, msg.data)
+
+
+async def _answer_control(session: nats_connection.Session, msg: Msg, delivered: int) -> None:
+    """Flow control is answered here, after everything before it was taken. A heartbeat says
+    what was delivered.
+    """
+    assert msg.headers is not None, "only messages with a status come here"
+    answer = msg.reply or msg.headers.get("Nats-Consumer-Stalled")
+    if answer:
+        await session.client.publish(answer)
+    last = msg.headers.get("Nats-Last-Consumer")
+    if last is not None and last.isdigit() and int(last) != delivered:
+        raise _Again
+
+
+def _places(reply: str) -> tuple[int, int]:
+    """Stream and consumer sequence from ``$JS.ACK…``: 9 tokens, or 11 and more with domain and account before
+    the stream.
+    """
+    tokens = reply.split(".")
+    at = 5 if len(tokens) == 9 else 7
+    try:
+        return int(tokens[at]), int(tokens[at + 1])
+    except (IndexError, ValueError):
+        raise _Again from None
