@@ -117,7 +117,7 @@ class Scanner:
         progress = Progress()
         yield from self._count(progress)
         start = self.read_bytes
-        self._log_root_xattrs()
+        self._log_root()
         for _ in self.compare({ROOT_ID: None}, deep=True, depth=Depth.NAMES):
             progress.files = len(self._shadow.tree.nodes) - 1
             progress.bytes = self.read_bytes - start
@@ -136,8 +136,12 @@ class Scanner:
             progress.files_total += len(directories) + len(files)
             yield progress
 
-    def _log_root_xattrs(self) -> None:
+    def _log_root(self) -> None:
+        """What the root is, whatever it is: a replica's own directory may have begun as anything."""
         with self._reader.directory(ROOT_ID) as fd:
+            status = os.fstat(fd)
+            attributes = {"mode": stat.S_IMODE(status.st_mode), "uid": status.st_uid, "gid": status.st_gid}
+            self._shadow.change_attributes(ROOT_ID, attributes, _now_us())
             self._log_xattrs(ROOT_ID, rereader.list_xattrs(fd, b"."), {})
 
     def read_file(self, file_id: int) -> Iterator[int]:
