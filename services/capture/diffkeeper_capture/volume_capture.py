@@ -43,6 +43,8 @@ BASE_AHEAD_BYTES = 64 * 1024 * 1024
 CALM_S = 0.5
 # The stream is said to lag behind from here on, and frames are made larger.
 BEHIND_BYTES = 1024 * 1024
+# Each frame costs an fsync at every holder. While as many as these wait for theirs, frames get larger, not more.
+FEW_FRAMES = 4
 
 _log = structlog.get_logger("capture")
 
@@ -272,12 +274,19 @@ class VolumeCapture:
             settled = self.observer.settle(empty_ns)
             if settled:
                 self._settle_gap()
-        due_us = self._drain.linger_s * 1e6 if self._drain is not None else 0
-        if self.framer.pending and self.framer.oldest_pending_age() >= due_us:
+        if self.framer.pending and self.framer.oldest_pending_age() >= self._due_us():
             self._ship(self.framer.cut())
         else:
             self._ship(self.framer.take())
         return not settled or self.framer.pending > 0
+
+    def _due_us(self) -> float:
+        """How old the oldest delta of an open frame may become before it is cut."""
+        if self._drain is None:
+            return 0
+        unsafe = self.framer.tip.position.sequence - self.durability.safe().sequence
+        linger_s = self._drain.linger_s if unsafe < FEW_FRAMES else self._drain.linger_most_s
+        return linger_s * 1e6
 
     def lost(self, inodes: frozenset[int] | None) -> None:
         if not self._is_taking:
