@@ -217,13 +217,7 @@ def _begin(files: VolumeFiles, volume: str, path: Path, allow_setid: bool) -> Di
             path=str(path),
         )
     files.forget_directory()
-    root_fd = safe_paths.open_root(path)
-    try:
-        identities = {ROOT_ID: safe_paths.identity(root_fd)}
-    finally:
-        os.close(root_fd)
-    start = frames.ORIGIN_TIP
-    state = trees.TreeState(volume, start.position, start.hash, 0, trees.Tree(), identities)
+    state = verify.empty_state(volume, path)
     return _start(files, DirectoryNote(str(path), found.st_dev, found.st_ino), state, allow_setid)
 
 

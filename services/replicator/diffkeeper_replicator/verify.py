@@ -99,11 +99,9 @@ def replay(
     """The log from its first frame applied to an empty directory; the state at its end. Raises what the
     applier raises.
     """
+    state = empty_state(volume, into)
     root_fd = safe_paths.open_root(into)
-    tree = trees.Tree()
-    identities = {ROOT_ID: safe_paths.identity(root_fd)}
-    state = trees.TreeState(volume, frames.ORIGIN_TIP.position, frames.ORIGIN_TIP.hash, 0, tree, identities)
-    applier = Applier(root_fd, tree, identities, allow_setid=allow_setid)
+    applier = Applier(root_fd, state.tree, state.identities, allow_setid=allow_setid)
     try:
         for frame in log:
             applier.apply(frame.columns())
@@ -112,6 +110,23 @@ def replay(
         applier.close()
         os.close(root_fd)
     return state
+
+
+def empty_state(volume: str, root: Path) -> trees.TreeState:
+    """The state before the first frame, of an empty directory; its mode and owner are as found until a frame
+    says.
+    """
+    root_fd = safe_paths.open_root(root)
+    try:
+        found, identity = os.fstat(root_fd), safe_paths.identity(root_fd)
+    finally:
+        os.close(root_fd)
+    tree = trees.Tree()
+    node = tree.nodes[ROOT_ID]
+    node.mode, node.uid, node.gid = stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid
+    return trees.TreeState(
+        volume, frames.ORIGIN_TIP.position, frames.ORIGIN_TIP.hash, 0, tree, {ROOT_ID: identity}
+    )
 
 
 class Difference(NamedTuple):
