@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.deployments import Deployment, environment, until
@@ -75,15 +75,13 @@ async def test_child_that_dies_is_started_again_at_the_same_address_and_status_s
     deployment: Deployment,
 ) -> None:
     await deployment.up()
-    (replicator,) = [
-        one for one in (await deployment.site("west"))["processes"] if one["name"] == "replicator"
-    ]
-    os.kill(replicator["pid"], signal.SIGKILL)
 
-    async def look() -> dict[str, object]:
-        processes = (await deployment.site("west"))["processes"]
+    async def look() -> dict[str, Any]:
+        processes: list[dict[str, Any]] = (await deployment.site("west"))["processes"]
         return next(one for one in processes if one["name"] == "replicator")
 
+    replicator = await look()
+    os.kill(replicator["pid"], signal.SIGKILL)
     again = await until(look, lambda one: one["state"] == "running" and one["restarts"] == 1, "it runs again")
     assert again["pid"] != replicator["pid"]
     assert again["address"] == replicator["address"]
@@ -96,13 +94,8 @@ async def test_killed_site_has_no_process_left_not_even_a_daemon_and_stays_down_
     await deployment.up()
     gate = str(deployment.dir / "sites" / "east" / "capture" / "gate.sock")
     # A program of the site that left its parents, as daemons do.
-    daemon = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(1000)"],
-        env={**environment(), "DIFFKEEPER_GATE": gate},
-        start_new_session=True,
-    )
-    deployment.programs.append(daemon)
-    # On the other site's side: must live on.
+    sleeper = [sys.executable, "-c", "import time; time.sleep(1000)"]
+    daemon = deployment.start_program(sleeper, {**environment(), "DIFFKEEPER_GATE": gate}, "daemon.out")
     west = {name: pid for name, pid in (await pids(deployment)).items() if name.startswith("west")}
     stopped = await deployment.post("/v1/sites/east/stop", {"kill": True})
     assert stopped["state"] == "stopped"

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 
@@ -19,7 +19,6 @@ from diffkeeper import http
 from diffkeeper.domain import errors
 
 START_TIMEOUT_S = 60.0
-T = TypeVar("T")
 
 
 class Deployment:
@@ -139,8 +138,8 @@ class Deployment:
     # Its processes.
 
     def processes(self, part: str = "") -> dict[int, str]:
-        """Live processes whose command line names this deployment's directory (and ``part`` below it)."""
-        wanted = os.fsencode(self.dir / part if part else self.dir)
+        """Live processes whose command line names the test's directory, or ``part`` of the deployment's."""
+        wanted = os.fsencode(self.dir / part if part else self.base)
         found = {}
         for entry in os.listdir("/proc"):
             if not entry.isdigit() or int(entry) == os.getpid():
@@ -173,7 +172,11 @@ def environment() -> dict[str, str]:
 
 
 async def until(
-    ask: Callable[[], Any], is_so: Callable[[Any], bool], what: str, timeout_s: float = 60.0
+    ask: Callable[[], Any],
+    is_so: Callable[[Any], bool],
+    what: str,
+    timeout_s: float = 60.0,
+    pause_s: float = 0.05,
 ) -> Any:
     """Ask again and again until the answer is so; fails with the last answer."""
     deadline = time.monotonic() + timeout_s
@@ -182,4 +185,4 @@ async def until(
         if is_so(answer):
             return answer
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain until {what}: {answer}"
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(pause_s)
