@@ -206,8 +206,6 @@ def _adoption(tree_state: Path, state: trees.TreeState) -> str:
 
 def _begin(files: VolumeFiles, volume: str, path: Path, allow_setid: bool) -> Directory:
     path.mkdir(parents=True, exist_ok=True)
-    # As a tree begins: what the log says of the root's mode is said against this.
-    path.chmod(trees.Tree().nodes[ROOT_ID].mode)
     found = _stat_root(path)
     if os.listdir(path):
         raise errors.Misconfigured(
