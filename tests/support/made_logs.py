@@ -35,7 +35,9 @@ class MadeLog:
         return choices[next(self._numbers) % len(choices)]
 
     def _ids(self, *kinds: trees.Kind) -> list[int]:
-        return [file_id for file_id, node in self.tree.nodes.items() if node.kind in kinds and file_id != ROOT_ID]
+        return [
+            file_id for file_id, node in self.tree.nodes.items() if node.kind in kinds and file_id != ROOT_ID
+        ]
 
     def _free_entry(self) -> tuple[int, bytes] | None:
         parent = self._pick([ROOT_ID, *self._ids(trees.Kind.DIR)])
@@ -97,7 +99,9 @@ class MadeLog:
         replaced = self.tree.child(to_parent, to_name)
         if not _is_allowed(self.tree, delta):
             return None
-        last = replaced not in (None, file_id) and not exchange and len(self.tree.nodes[replaced].entries) == 1
+        last = (
+            replaced not in (None, file_id) and not exchange and len(self.tree.nodes[replaced].entries) == 1
+        )
         if last and replaced is not None and self.tree.nodes[replaced].kind is trees.Kind.FILE:
             self.unlinked.append(replaced)
         return delta
@@ -143,7 +147,9 @@ def columns(run: Iterable[Delta]) -> deltas.Columns:
 class FrameChain:
     """Seals deltas into frames that follow each other."""
 
-    def __init__(self, volume: str = "orders", origin: str = "east", tip: frames.Tip = frames.ORIGIN_TIP) -> None:
+    def __init__(
+        self, volume: str = "orders", origin: str = "east", tip: frames.Tip = frames.ORIGIN_TIP
+    ) -> None:
         self.volume, self.origin, self.tip, self.epoch = volume, origin, tip, max(1, tip.position.epoch)
         self._compressor = frames.Compressor()
         self._stamp = 1_700_000_000_000_000 << 12
