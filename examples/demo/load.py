@@ -71,7 +71,7 @@ class Load:
             return Counts(len(self._oks), len(self._broke))
 
     def outage_after(self, since_us: int) -> tuple[int, int] | None:
-        """From the first attempt that failed after ``since_us`` to the first acknowledgement of one sent later.
+        """From the first attempt that failed after ``since_us`` to the first acknowledged one sent later.
 
         None while the service has not failed, or not come back.
         """

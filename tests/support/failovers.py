@@ -22,7 +22,6 @@ PLANNED = Plan(
     force=False,
     loss_accepted=True,
     start=True,
-    durability=None,
     grace_s=1.0,
     timeout_s=2.0,
 )

@@ -21,7 +21,7 @@ from diffkeeper.domain import errors, volumes
 from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.log.event_log import EventLog
 from diffkeeper_capture import program as programs
-from diffkeeper_capture import sync_calls, volume_end
+from diffkeeper_capture import sync_calls, volume_end, volume_status
 from diffkeeper_capture.bpf_probe import BpfProbe
 from diffkeeper_capture.drain_loop import DrainLoop
 from diffkeeper_capture.gate_socket import Admitted, GateSocket, Program
@@ -246,7 +246,7 @@ class Agent:
         return [held.capture for held in self._held.values()]
 
     def _status_of(self, capture: VolumeCapture) -> dict[str, Any]:
-        status = capture.status()
+        status = volume_status.of(capture)
         status["why_not_bpf"] = self.why_no_bpf if status["probe"] == "watch" else None
         return status
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from diffkeeper import metrics
+from diffkeeper_capture import volume_status
 from diffkeeper_capture.agent import Agent
 
 _PREFIX = metrics.PREFIX + "capture_"
@@ -31,7 +32,7 @@ class AgentMetrics:
             _PREFIX + "published_bytes", "Bytes stored in the stream", labels=["volume"]
         )
         for capture in self._agent.captures():
-            status = capture.status()
+            status = volume_status.of(capture)
             label = [capture.order.volume]
             frames.add_metric(label, status["lag"]["frames"])
             size.add_metric(label, status["lag"]["bytes"])

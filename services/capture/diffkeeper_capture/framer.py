@@ -78,7 +78,7 @@ class Framer:
         self._clock = clock
         self._stamp = last_stamp
         self._compressor = frames.Compressor(level)
-        self._floor = self._fidelity = frames.Fidelity.EXACT
+        self._floor = self._noted = frames.Fidelity.EXACT
         self._ready: list[frames.Frame] = []
         self._open()
 
@@ -124,11 +124,12 @@ class Framer:
             self._seal(NO_FLAGS, "")
 
     def note_fidelity(self, fidelity: frames.Fidelity) -> None:
-        self._fidelity = max(self._fidelity, fidelity)
+        self._noted = max(self._noted, fidelity)
 
     def set_floor(self, fidelity: frames.Fidelity) -> None:
+        if self._columns.ops:
+            self._noted = max(self._noted, self._floor)
         self._floor = fidelity
-        self._fidelity = max(self._fidelity, fidelity)
 
     def gap(self, cause: str, detail: str, file_id: int = 0, offset: int = 0, length: int = 0) -> None:
         self.gaps += 1
@@ -152,7 +153,7 @@ class Framer:
 
     def _open(self) -> None:
         self._columns = deltas.Columns()
-        self._fidelity = self._floor
+        self._noted = frames.Fidelity.EXACT
         self._first_us = 0
         self._first_stamp: clocks.Stamp = 0
 
@@ -187,7 +188,7 @@ class Framer:
             last=self._stamp,
             compressor=self._compressor,
             flags=flags,
-            fidelity=self._fidelity,
+            fidelity=max(self._noted, self._floor),
             successor=successor,
         )
         self.tip = frames.Tip(frame.position, frame.hash)

@@ -259,9 +259,8 @@ class Naming:
         try:
             self._shadow.change_xattr(file_id, name, self._reader.xattr(file_id, name), at_us)
         except rereader.Elsewhere:
-            self._sink.gap(
-                "xattr", f"{readable(name)} of a file that moved at once could not be read", file_id
-            )
+            # A rename or an unlink of it waits in the ring.
+            self._doubts.attributes.add((file_id, name))
 
     def _changed_mode(self, record: Record, path: bytes, _: bytes) -> None:
         file_id = self._described(record, path)
@@ -284,11 +283,29 @@ class Naming:
         file_id = self._described(record, path)
         if file_id is None:
             return
+        self.times(file_id, record.end_ns // 1000)
+
+    def times(self, file_id: int, at_us: int) -> None:
+        """Times were set: they are read, for no record carries them."""
         self._sink.note_fidelity(frames.Fidelity.PAGE)
         status = self._status(file_id)
-        if status is not None:
-            times = {"atime_ns": max(0, status.st_atime_ns), "mtime_ns": max(0, status.st_mtime_ns)}
-            self._shadow.change_attributes(file_id, times, record.end_ns // 1000)
+        if status is None:
+            self._doubts.attributes.add((file_id, b""))
+            return
+        times = {"atime_ns": max(0, status.st_atime_ns), "mtime_ns": max(0, status.st_mtime_ns)}
+        self._shadow.change_attributes(file_id, times, at_us)
+
+    def read_again(self, attributes: set[tuple[int, bytes]], at_us: int) -> None:
+        """What could not be read when it changed; what still cannot stays in doubt."""
+        for file_id, name in sorted(attributes):
+            if file_id not in self._shadow.tree.nodes:
+                continue
+            if name:
+                self.xattr(file_id, name, at_us)
+            else:
+                self.times(file_id, at_us)
+            if (file_id, name) in self._doubts.attributes:
+                self._doubts.place_of(self._shadow.tree, file_id)
 
     def _truncated(self, record: Record, path: bytes, _: bytes) -> int | None:
         place = self._target(record, path)

@@ -60,7 +60,6 @@ class Launcher:
         self._logs.mkdir(parents=True, exist_ok=True)
         path = self._logs / f"{volume}.log"
         argv = wrapper_argv(self._gate_socket, volume, root, level, command)
-        environment = os.environ | command.env
         with path.open("ab") as output:
             begin = output.tell()
             process = await asyncio.create_subprocess_exec(
@@ -68,7 +67,7 @@ class Launcher:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=asyncio.subprocess.STDOUT,
-                env=environment,
+                env=command.env,  # all of it: nothing of the agent's own reaches the program
                 start_new_session=True,
             )
         reaper = asyncio.create_task(process.wait(), name=f"program of {volume}")

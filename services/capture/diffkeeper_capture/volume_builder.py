@@ -60,7 +60,6 @@ class Builder:
             framer.set_floor(frames.Fidelity.SCAN)
         observer = Observer(order.path, framer, state=start.state, sole_source=sole_source)
         shipper = Shipper(spool, publisher, durability)
-        shipper.releasable = order.parent.position if start.state is None else start.state.position
         return Parts(start, framer, observer, spool, publisher, durability, shipper, self.log)
 
 

@@ -12,40 +12,34 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
-from diffkeeper.domain import errors, frames, positions, trees
+from diffkeeper.domain import errors, frames, trees
 from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.log.event_log import EventLog
-from diffkeeper_capture import records, volume_state
+from diffkeeper_capture import records
 from diffkeeper_capture.drain_loop import DrainLoop
 from diffkeeper_capture.durability import Durability
 from diffkeeper_capture.framer import Framer
 from diffkeeper_capture.gate import Call, Gate
 from diffkeeper_capture.gate_socket import Program
 from diffkeeper_capture.observer import Observer
+from diffkeeper_capture.patient_barriers import PatientBarriers
 from diffkeeper_capture.publisher import Publisher
 from diffkeeper_capture.shipper import Shipper
 from diffkeeper_capture.spool import Spool
+from diffkeeper_capture.tree_keeper import TreeKeeper
 from diffkeeper_capture.volume_order import Order, VolumeFiles
 from diffkeeper_capture.volume_recovery import Beginning, Start
 from diffkeeper_capture.watch_probe import WatchProbe
 
 ROOT_CHECK_S = 1.0
-# The tree is saved after this time, or this much of the log, whichever comes first; a restart replays what
-# is behind it.
-SAVE_INTERVAL_S = 30.0
-SAVE_AFTER_BYTES = 256 * 1024 * 1024
-# Saving reads the attributes of every file: it may take one part in this many of the agent's time.
-SAVE_SHARE = 50
 # A first sight pauses while this much of it is not in the stream yet.
 BASE_AHEAD_BYTES = 64 * 1024 * 1024
 # The stream is said to lag behind from here on, and frames are made larger.
 BEHIND_BYTES = 1024 * 1024
-
-T = TypeVar("T")
 
 _log = structlog.get_logger("capture")
 
@@ -96,13 +90,15 @@ class VolumeCapture:
         }
         self.gate = Gate(
             order.volume,
-            _PatientBarriers(self),
+            PatientBarriers(self),
             level=order.durability,
             policy=order.policy,
             degrade_after_s=degrade_after_s,
         )
         self.gap_open = False
         self.last_gap: dict[str, Any] | None = None
+        self._broken = asyncio.Event()
+        self._breakage: Exception | None = None
         self._start = parts.start
         self._event_log = parts.log
         # Exactly one of the two.
@@ -112,12 +108,7 @@ class VolumeCapture:
         self._comparing = asyncio.Lock()
         # Set while what the log says is known to be what the directory is.
         self._whole = asyncio.Event()
-        self._saved = frames.Tip(parts.start.tip.position, parts.start.tip.hash)
-        self._saved_at = time.monotonic()
-        self._save_took_s = 0.0
-
-    # ------------------------------------------------------------------------------------------------- the
-    # role
+        self._keeper = TreeKeeper(files.tree_state, parts.shipper, parts.start.saved)
 
     async def run(self) -> None:
         """Capture until cancelled, or until it cannot go on: then ``state`` and ``error`` say why."""
@@ -130,6 +121,7 @@ class VolumeCapture:
                 )
                 group.create_task(self.gate.run(), name="gate")
                 group.create_task(self._keep(), name="keep")
+                group.create_task(self._fail_when_broken(), name="fail")
                 if self._watch is not None:
                     group.create_task(self._collect(self._watch), name="watch")
                 await self._begin()
@@ -143,6 +135,19 @@ class VolumeCapture:
             self._end(
                 errors.DiffKeeperError(f"capture failed: {_first(group_of_errors)!r}", reason="internal")
             )
+
+    async def _fail_when_broken(self) -> None:
+        await self._broken.wait()
+        assert self._breakage is not None, "it is set before"
+        # Where the directory itself was moved away, that is what people must hear of, not what followed.
+        await asyncio.to_thread(self.observer.reader.check_root)
+        raise self._breakage
+
+    def _break(self, error: Exception) -> None:
+        """End the volume for a reason met while records were handled; the loop that handles them goes on."""
+        if self._breakage is None:
+            self._breakage = error
+            self._broken.set()
 
     def _end(self, error: BaseException) -> None:
         assert isinstance(error, errors.DiffKeeperError), "only ours come here"
@@ -218,19 +223,40 @@ class VolumeCapture:
             await asyncio.sleep(ROOT_CHECK_S)
             await asyncio.to_thread(self.observer.reader.check_root)
             self._settle_gap()
-            if self._whole.is_set():
-                self._save_when_due()
+            since = self.spool.bytes_after(self._keeper.saved)
+            if self._whole.is_set() and self._keeper.is_due(self.framer.tip.position, since):
+                self.save()
 
-    # --------------------------------------------------------------------------------------------------
-    # records
+    @property
+    def is_exact(self) -> bool:
+        return self._drain is not None
+
+    @property
+    def lost_records(self) -> int:
+        return 0 if self._drain is None else self._drain.lost_records
+
+    @property
+    def is_active(self) -> bool:
+        return self.state in ("scanning", "capturing") and self._breakage is None
 
     def feed(self, record: records.Record, payload: memoryview) -> None:
-        if self.state in ("scanning", "capturing"):
+        if not self.is_active:
+            return
+        try:
             self.observer.observe(record, payload)
+        except Exception as error:  # noqa: BLE001
+            self._break(error)
 
     def drained(self, empty_ns: int | None) -> bool:
-        if self.state not in ("scanning", "capturing"):
+        if not self.is_active:
             return False
+        try:
+            return self._drained(empty_ns)
+        except Exception as error:  # noqa: BLE001
+            self._break(error)
+            return False
+
+    def _drained(self, empty_ns: int | None) -> bool:
         settled = True
         if empty_ns is not None and self._whole.is_set():
             settled = self.observer.settle(empty_ns)
@@ -244,6 +270,8 @@ class VolumeCapture:
         return not settled or self.framer.pending > 0
 
     def lost(self, inodes: frozenset[int] | None) -> None:
+        if not self.is_active:
+            return
         detail = "everywhere" if inodes is None else f"{len(inodes)} files"
         self._note_gap("lost-records")
         self.observer.lose(inodes or (), everywhere=inodes is None, detail=detail)
@@ -275,9 +303,6 @@ class VolumeCapture:
         if self.gap_open and self._whole.is_set() and not self.observer.doubts:
             self.gap_open = False
 
-    # -------------------------------------------------------------------------------------------------
-    # receipts
-
     async def cut_barrier(self, calls: Sequence[Call]) -> frames.Tip:
         """Everything that had returned before this call, in frames on their way; or raises the end."""
         await self._until_whole()
@@ -291,6 +316,9 @@ class VolumeCapture:
         self._ship(self.framer.cut(frames.Flag.BARRIER))
         self.shipper.sync_soon()
         return self.framer.tip
+
+    async def reach(self, tip: frames.Tip, level: Level) -> Receipt:
+        return await self.durability.reach(tip, level)
 
     async def sync(self, level: Level, timeout_s: float) -> Receipt:
         """A receipt for everything written so far; raises TimedOut, or what ended the capture."""
@@ -314,37 +342,18 @@ class VolumeCapture:
         if self.state == "released":
             raise errors.Refused(f"volume {self.order.volume} is not captured any more", reason="released")
 
-    # ------------------------------------------------------------------------------------------------ the
-    # tree
-
     def tree_state(self) -> trees.TreeState:
         """The tree at the end of the log. The caller has cut, so that no delta waits in an open frame."""
         assert not self.framer.pending, "the tree would be ahead of the log"
         tip = self.framer.tip
         return self.observer.state(self.order.volume, tip.position, tip.hash, self.framer.stamp)
 
-    def _save_when_due(self) -> None:
-        position = self.framer.tip.position
-        if position == self._saved.position:
-            return
-        waited_s = time.monotonic() - self._saved_at
-        due_s = max(SAVE_INTERVAL_S, SAVE_SHARE * self._save_took_s)
-        if waited_s >= due_s or self.spool.bytes_after(self._saved.position) > SAVE_AFTER_BYTES:
-            self.save()
-
     def save(self) -> None:
-        """Have the tree on disk as it is now; the spool may then let go of what is before it."""
-        began = time.monotonic()
-        if not self.observer.settle(self._catch_up()):
-            return  # at the next turn
-        self._ship(self.framer.cut())
-        if self.shipper.is_choked or self.spool.last != self.framer.tip.position:
-            return
-        volume_state.save(self.files.tree_state, self.tree_state())
-        self._saved = self.framer.tip
-        self.shipper.releasable = self._saved.position
-        self._saved_at = time.monotonic()
-        self._save_took_s = self._saved_at - began
+        """Keep the tree as it is now, unless something has to be compared first or waits for the spool."""
+        if self.observer.settle(self._catch_up()):
+            self._ship(self.framer.cut())
+            if not self.shipper.is_choked and self.spool.last == self.framer.tip.position:
+                self._keeper.save(self.tree_state())
 
     @property
     def is_ended(self) -> bool:
@@ -361,85 +370,6 @@ class VolumeCapture:
             self._watch.close()
         self.observer.close()
         self.spool.close()
-
-    # ----------------------------------------------------------------------------------------------------
-    # status
-
-    def status(self) -> dict[str, Any]:
-        """As ARCHITECTURE.md says."""
-        now_us = time.time_ns() // 1000
-        durability, framer = self.durability, self.framer
-        captured = framer.tip.position
-        return {
-            "volume": self.order.volume,
-            "path": str(self.order.path),
-            "epoch": self.order.epoch,
-            "durability": self.order.durability.word,
-            "effective_durability": self.gate.effective.word,
-            "policy": self.order.policy.value,
-            "probe": "watch" if self._drain is None else "bpf",
-            "fidelity": "scan" if self._drain is None or self.gap_open else "exact",
-            "state": self.state,
-            "error": None if self.error is None else self.error.to_dict(),
-            "trouble": self._trouble(),
-            "base": self.progress,
-            "captured": str(captured),
-            "spooled": str(durability.spooled),
-            "stored": str(durability.stored),
-            "confirmed": {site: str(position) for site, position in sorted(durability.confirmed.items())},
-            "lag": self._lag(captured, now_us),
-            "barriers": {"total": self.gate.total, "waiting": self.gate.waiting()[:20]},
-            "gaps": {"open": self.gap_open, "total": framer.gaps, "last": self.last_gap},
-            "lost_records": 0 if self._drain is None else self._drain.lost_records,
-            "program": self._program(),
-            "at_us": now_us,
-        }
-
-    def _trouble(self) -> dict[str, Any] | None:
-        trouble = self.shipper.trouble or self.publisher.trouble
-        return None if trouble is None else trouble.to_dict()
-
-    def _lag(self, captured: positions.Position, now_us: int) -> dict[str, int]:
-        safe = self.durability.safe()
-        pending = self.framer.pending
-        oldest_us = self.durability.oldest_unsafe_us()
-        ages = [now_us - oldest_us] if oldest_us is not None else []
-        ages += [self.framer.oldest_pending_age()] if pending else []
-        return {
-            "frames": captured.sequence - safe.sequence + (1 if pending else 0),
-            "bytes": self.spool.bytes_after(safe) + self.framer.pending_bytes,
-            "ms": max(0, max(ages, default=0)) // 1000,
-        }
-
-    def _program(self) -> dict[str, Any] | None:
-        program = self.program
-        if program is None:
-            return None
-        return {"pid": program.pid, "running": program.running, "exit_code": program.exit_code}
-
-
-class _PatientBarriers:
-    """The gate's view of a capture: where that has ended, nothing is ever answered."""
-
-    def __init__(self, capture: VolumeCapture) -> None:
-        self._capture = capture
-
-    async def cut_barrier(self, calls: Sequence[Call]) -> frames.Tip:
-        try:
-            return await self._capture.cut_barrier(calls)
-        except errors.DiffKeeperError:
-            return await _for_ever(frames.Tip)
-
-    async def reach(self, tip: frames.Tip, level: Level) -> Receipt:
-        try:
-            return await self._capture.durability.reach(tip, level)
-        except errors.DiffKeeperError:
-            return await _for_ever(Receipt)
-
-
-async def _for_ever(_kind: type[T]) -> T:
-    waiting: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    return await waiting
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -94,7 +94,10 @@ async def stop_program(capture: VolumeCapture, gate_socket: GateSocket, grace_s:
     if program.running:
         await programs.stop(program, grace_s)
     deadline = time.monotonic() + LEFTOVER_S
-    while gate_socket.has_processes(program) and time.monotonic() < deadline:  # noqa: ASYNC110
+    # Its wrapper says how it ended; then nothing may be left under the gate.
+    while (  # noqa: ASYNC110
+        program.running or gate_socket.has_processes(program)
+    ) and time.monotonic() < deadline:
         await asyncio.sleep(programs.POLL_S)
     if gate_socket.has_processes(program):
         programs.kill_session(program.wrapper)

@@ -38,6 +38,8 @@ class Start:
     state: trees.TreeState | None
     # Whether the log has the whole first sight.
     based: bool
+    # Where the tree that a restart begins with stands.
+    saved: positions.Position
 
 
 async def find_start(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) -> Start:
@@ -58,7 +60,7 @@ async def find_start(order: Order, files: VolumeFiles, spool: Spool, tip: frames
 def _begin(order: Order, files: VolumeFiles) -> Start:
     if order.tree_state is None:
         if order.parent.position == positions.START:
-            return Start(Beginning.FIRST_SIGHT, order.parent, 0, None, based=False)
+            return Start(Beginning.FIRST_SIGHT, order.parent, 0, None, False, order.parent.position)
         raise _no_tree(order, "none was given")
     state = volume_state.load(order.tree_state)
     if state is None:
@@ -68,7 +70,7 @@ def _begin(order: Order, files: VolumeFiles) -> Start:
     if state.volume != order.volume:
         raise _no_tree(order, f"{order.tree_state} is of volume {state.volume}")
     beginning = Beginning.COMPARE if files.is_ours(order.tree_state) else Beginning.TRUST
-    return Start(beginning, order.parent, state.stamp, state, based=True)
+    return Start(beginning, order.parent, state.stamp, state, True, order.parent.position)
 
 
 def _restart(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) -> Start:
@@ -93,7 +95,7 @@ def _restart(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) ->
         file_id: identity for file_id, identity in state.identities.items() if file_id in state.tree.nodes
     }
     state.identities = known
-    return Start(Beginning.RESTART, tip, state.stamp, state, based)
+    return Start(Beginning.RESTART, tip, state.stamp, state, based, state.position)
 
 
 def _replay_names(state: trees.TreeState, frame: frames.Frame) -> None:

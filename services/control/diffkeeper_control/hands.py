@@ -63,7 +63,8 @@ class SiteHands:
         plan = operation.plan
         volume = self._registry.get(plan.volume)
         highest = max(volume.highest_epoch, plan.epoch)
-        self._registry.put(
+        # The operation's own record is durable already, and marks again after a crash.
+        self._registry.note(
             msgspec.structs.replace(
                 volume, operation=operation.id, state=State.MOVING, highest_epoch=highest, detail=""
             )
@@ -71,6 +72,9 @@ class SiteHands:
 
     def finish(self, operation: Operation) -> None:
         volume = self._registry.get(operation.plan.volume)
+        if volume.highest_epoch < operation.machine.epoch:
+            volume = msgspec.structs.replace(volume, highest_epoch=operation.machine.epoch)
+            self._registry.put(volume)
         if volume.operation != operation.id:
             return
         machine, detail, state = operation.machine, "", State.CAPTURED
@@ -104,7 +108,9 @@ class SiteHands:
         answer = await self._embedded.clients[plan.leader].agent.handover(
             plan.volume, plan.target, plan.grace_s, plan.timeout_s
         )
-        return failover.HandedOver(_heard_point(answer), answer.get("tree_state"))
+        return failover.HandedOver(
+            _heard_point(answer), answer.get("tree_state"), answer.get("took_ms") or {}
+        )
 
     async def _is_released(self, volume: Volume) -> bool:
         status = await self._embedded.clients[volume.leader].agent.volume(volume.name)

@@ -63,7 +63,7 @@ class Verifier:
         except errors.DiffKeeperError as error:
             failed = {"site": site, "ok": False, "position": None, "error": error.message}
             return (
-                {**failed, "frames": None, "age_ms": 0},
+                {**failed, "frames": 0, "age_ms": 0},
                 {**failed, "compared": "nothing: the replicator did not verify", "differences": []},
             )
         return {"site": site, **answer["chain"], "age_ms": 0}, {"site": site, **answer["replica"]}

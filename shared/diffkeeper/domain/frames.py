@@ -49,6 +49,9 @@ class Flag(enum.IntFlag):
     GAP = 32  # holds at least one GAP delta
 
 
+NO_FLAGS = Flag(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     volume: str
@@ -61,7 +64,7 @@ class Header:
     last: clocks.Stamp
     count: int  # deltas
     body_bytes: int  # before compression
-    flags: Flag = Flag(0)
+    flags: Flag = NO_FLAGS
     fidelity: Fidelity = Fidelity.EXACT
     codec: Codec = Codec.ZSTD
     key_id: str = ""
@@ -113,7 +116,7 @@ def seal(
     first: clocks.Stamp,
     last: clocks.Stamp,
     compressor: Compressor,
-    flags: Flag = Flag(0),
+    flags: Flag = NO_FLAGS,
     fidelity: Fidelity = Fidelity.EXACT,
     successor: str = "",
 ) -> Frame:

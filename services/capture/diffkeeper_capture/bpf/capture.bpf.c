@@ -198,9 +198,12 @@ INLINE u32 volume_to_tell(struct task_struct *task, struct dk_task *mine, struct
 
 	if (likely(volume < IGNORED))
 		return volume;
-	/* Another name of the file may be in a volume; so may a file deeper than the climb. The observer knows inodes. */
-	if (volume != IGNORED && (volume == TOO_DEEP || inode->i_nlink > 1))
+	/* Another name of the file may be in a volume. The observer knows inodes. */
+	if (volume == NO_VOLUME && inode->i_nlink > 1)
 		emit_reread(NO_VOLUME, inode, begun, 0, 0, ~0ull >> 1, nr);
+	/* It may be in any volume, under a name nobody was told. */
+	if (volume == TOO_DEEP)
+		count_lost(NO_VOLUME, 0);
 	return NO_VOLUME;
 }
 

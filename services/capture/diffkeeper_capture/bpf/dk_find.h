@@ -73,7 +73,7 @@ __attribute__((noinline)) u32 dk_climb(u32 device)
 	if (!start)
 		return NO_VOLUME;
 	dentry = AS(dentry, *start);
-	for (int level = 0; level < CLIMB_MAX; level++) {
+	FOR_UP_TO (CLIMB_MAX) {
 		struct inode *inode = dentry->d_inode;
 		struct dentry *up = dentry->d_parent;
 		u64 number = inode->i_ino;

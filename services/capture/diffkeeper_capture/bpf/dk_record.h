@@ -45,7 +45,7 @@ enum dk_path_op {
 
 /* The volume of a record whose volume the kernel cannot tell. */
 #define NO_VOLUME 0xffffffffu
-/* Other answers to "in which volume?": deeper than we may climb; the process is not to be recorded. */
+/* Other answers to "in which volume?": deeper than we can climb; the process is not to be recorded. */
 #define TOO_DEEP 0xfffffffeu
 #define IGNORED 0xfffffffdu
 
@@ -55,7 +55,7 @@ enum dk_path_op {
 #define COPY_MAX (16u * 1024 * 1024)
 #define COPY_RECORDS (COPY_MAX / PAYLOAD_MAX)
 #define SEGMENTS_MAX 1024 /* UIO_MAXIOV */
-#define CLIMB_MAX 96
+#define CLIMB_MAX 1024 /* directories between a file and its root */
 
 /* A set of small numbers that answers "surely not" in one load. */
 #define INODE_BITS 1024
