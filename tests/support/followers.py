@@ -33,7 +33,7 @@ class Leader:
         self.frames: list[frames.Frame] = []
 
     async def publish(
-        self, *run: Delta, flags: frames.Flag = frames.Flag(0), successor: str = ""
+        self, *run: Delta, flags: frames.Flag = frames.NO_FLAGS, successor: str = ""
     ) -> frames.Frame:
         return await self.append(self.chain.frame(run, flags, successor))
 

@@ -1,6 +1,7 @@
 """Logs made up for tests: valid deltas from a list of numbers, and frames that hold them.
 
-The numbers steer a little model of a program; whatever they are, the deltas never contradict the tree, so hypothesis can shrink them.
+The numbers steer a little model of a program; whatever they are, the deltas never contradict the tree, so
+hypothesis can shrink them.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ class FrameChain:
         self._stamp = 1_700_000_000_000_000 << 12
 
     def frame(
-        self, run: Iterable[Delta] = (), flags: frames.Flag = frames.Flag(0), successor: str = ""
+        self, run: Iterable[Delta] = (), flags: frames.Flag = frames.NO_FLAGS, successor: str = ""
     ) -> frames.Frame:
         self._stamp += 4096
         frame = frames.seal(
