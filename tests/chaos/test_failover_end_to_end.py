@@ -238,5 +238,38 @@ async def test_failover_whose_target_dies_gives_the_volume_back_to_its_leader(
     assert len(writers(deployment)) == 2, "one program and its wrapper, where they were"
 
 
+async def test_program_outlives_its_agent_and_goes_on_once_the_next_one_has_its_order(
+    deployment: Deployment,
+) -> None:
+    await start_writer(deployment)
+    (agent,) = [one for one in (await deployment.site("east"))["processes"] if one["name"] == "agent"]
+    os.kill(agent["pid"], signal.SIGKILL)
+    before = last_acknowledged(deployment)
+
+    async def acknowledged() -> int:
+        return last_acknowledged(deployment)
+
+    await until(acknowledged, lambda number: number > before + 20, "fsyncs return again", 90)
+    assert deployment.programs[0].poll() is None
+    await deployment.post("/v1/sites/east/stop", {"kill": True})
+    operation = await fail_over(deployment, to="west", durability="site")
+    check_lines(operation["result"]["path"], last_acknowledged(deployment))
+
+
+async def test_leader_that_comes_back_before_anybody_took_over_leads_on(deployment: Deployment) -> None:
+    await start_writer(deployment)
+    await deployment.post("/v1/sites/east/stop", {"kill": True})
+    before = last_acknowledged(deployment)
+    await deployment.post("/v1/sites/east/start")
+    data = str(deployment.base / "data")
+    check_lines(data, before)
+    await start_writer(deployment, before + 20)
+    operation = await fail_over(deployment, to="west")
+    assert operation["planned"]
+    assert check_lines(operation["result"]["path"], last_acknowledged(deployment)) > before
+    found = await deployment.volume("lines")
+    assert [reign["epoch"] for reign in found["chain"]] == [1, 2]
+
+
 def writers(deployment: Deployment) -> list[int]:
     return [pid for pid, line in deployment.processes().items() if "line_writer.py" in line]

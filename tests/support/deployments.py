@@ -128,9 +128,14 @@ class Deployment:
 
     def start_program(self, argv: list[str], env: dict[str, str], output: str) -> subprocess.Popen[bytes]:
         """A process that ``stop`` ends, in a session of its own."""
-        with (self.base / output).open("wb") as file:
+        with (self.base / output).open("wb") as said, (self.base / f"{output}.err").open("wb") as complained:
             program = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env, start_new_session=True
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=complained,
+                env=env,
+                start_new_session=True,
             )
         self.programs.append(program)
         return program
