@@ -46,7 +46,7 @@ class DrainLoop:
         self.records = 0
         self._probe = probe
         self._volumes: dict[int, Fed] = {}
-        self._linger_least_s, self._linger_most_s = linger_s, linger_most_s
+        self._linger_least_s, self.linger_most_s = linger_s, linger_most_s
         self.linger_s = linger_s
         self._lost = probe.lost()
         self._readable = asyncio.Event()
@@ -134,6 +134,6 @@ class DrainLoop:
 
     def _adapt(self) -> None:
         if any(volume.is_behind for volume in self._volumes.values()):
-            self.linger_s = min(self._linger_most_s, self.linger_s * 1.5)
+            self.linger_s = min(self.linger_most_s, self.linger_s * 1.5)
         else:
             self.linger_s = max(self._linger_least_s, self.linger_s * 0.8)
