@@ -75,6 +75,7 @@ class Scanner:
     def __init__(self, shadow: Shadow, reader: rereader.Rereader, contents: Contents) -> None:
         self.changes = 0
         self.read_bytes = 0
+        self.looked = 0
         self._shadow = shadow
         self._reader = reader
         self._contents = contents
@@ -116,23 +117,24 @@ class Scanner:
         """The first sight of everything below the root."""
         progress = Progress()
         yield from self._count(progress)
-        start = self.read_bytes
+        read_before, looked_before = self.read_bytes, self.looked
         self._log_root()
         for _ in self.compare({ROOT_ID: None}, deep=True, depth=Depth.NAMES):
-            progress.files = len(self._shadow.tree.nodes) - 1
-            progress.bytes = self.read_bytes - start
+            progress.files = self.looked - looked_before
+            progress.bytes = self.read_bytes - read_before
             progress.files_total = max(progress.files_total, progress.files)
             progress.bytes_total = max(progress.bytes_total, progress.bytes)
             yield progress
+        progress.files_total, progress.bytes_total = progress.files, progress.bytes
         progress.done = True
         yield progress
 
     def _count(self, progress: Progress) -> Iterator[Progress]:
         """What there is to read, for people who wait; entries that vanish meanwhile do not matter."""
-        for _, directories, files, fd in os.fwalk(self._reader.root):
+        for path, directories, files in os.walk(self._reader.root):
             for name in files:
                 with contextlib.suppress(OSError):
-                    progress.bytes_total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
+                    progress.bytes_total += os.lstat(os.path.join(path, name)).st_blocks * 512
             progress.files_total += len(directories) + len(files)
             yield progress
 
@@ -189,6 +191,7 @@ class Scanner:
             if known is not None:
                 self._missing.append((directory, name))
         elif isinstance(found, Found):
+            self.looked += 1
             if known is not None and self._is_same(known, found):
                 yield from self._compare_known(known, found, deep)
                 return
