@@ -80,7 +80,6 @@ def what_to_try(demo: driver.Demo) -> list[str]:
         f"  dkctl status {where}",
         f"  dkctl log {driver.VOLUME} {where}",
         f"  curl -s http://127.0.0.1:{demo.port}/healthz",
-        f"  dkctl up --site {driver.EAST} {where}",
         f"  dkctl failover {driver.VOLUME} --to {driver.EAST} {where}",
         f"  dkctl down {where} && rm -r {demo.place}",
     ]

@@ -37,7 +37,8 @@ class Load:
         self._record = record.open("a", encoding="utf-8", buffering=1)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._unanswered = 0
+        # When each attempt ended that was not acknowledged.
+        self._broke: list[int] = []
         # (start, end) of each acknowledged attempt, in the order of their answers.
         self._oks: list[tuple[int, int]] = []
         self._failure: BaseException | None = None
@@ -67,13 +68,20 @@ class Load:
         if self._failure is not None:
             raise self._failure
         with self._lock:
-            return Counts(len(self._oks), self._unanswered)
+            return Counts(len(self._oks), len(self._broke))
 
-    def first_ok_after(self, since_us: int) -> int | None:
-        """When an order was first acknowledged that was sent after ``since_us``."""
+    def outage_after(self, since_us: int) -> tuple[int, int] | None:
+        """From the first attempt that failed after ``since_us`` to the first acknowledged one sent later.
+
+        None while the service has not failed, or not come back.
+        """
         self.counts()
         with self._lock:
-            return next((end for start, end in self._oks if start >= since_us), None)
+            broke = next((at for at in self._broke if at >= since_us), None)
+            if broke is None:
+                return None
+            back = next((end for start, end in self._oks if start >= broke), None)
+            return None if back is None else (broke, back)
 
     def _work(self, worker: int, chance: random.Random) -> None:
         client = Client(self._port)
@@ -96,7 +104,7 @@ class Load:
             if attempt.outcome == records.OK:
                 self._oks.append((attempt.start_us, attempt.end_us))
                 return True
-            self._unanswered += 1
+            self._broke.append(attempt.end_us)
             # A refusal is final; that nobody listened is not.
             return attempt.outcome == records.FAIL and attempt.detail.startswith("HTTP")
 

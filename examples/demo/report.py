@@ -30,10 +30,16 @@ class Story:
             self.judgement is not None
             and self.judgement.ok
             and self.verification is not None
-            and bool(self.verification["ok"])
+            and is_proven(self.verification)
             and self.kill_to_first_order_ms is not None
             and self.acknowledged_before_kill > 0
         )
+
+
+def is_proven(verification: dict[str, Any]) -> bool:
+    """Whether the chain, a replica and the source were all compared, and all agree."""
+    parts = [*verification["chains"], *verification["replicas"], verification["source"]]
+    return bool(verification["ok"] and verification["replicas"]) and all(part["ok"] is True for part in parts)
 
 
 def lines(story: Story) -> list[str]:
@@ -64,9 +70,22 @@ def lines(story: Story) -> list[str]:
             out.append(_line(f"time to {name.replace('_', ' ')}", f"{story.timings_ms[name]:.1f} ms"))
     if story.kill_to_first_order_ms is not None:
         out.append(_line("kill to first order at west", f"{story.kill_to_first_order_ms:.0f} ms"))
-    out += [_line("WRONG", text) for text in _wrongs(judgement)]
+    out += [_line("WRONG", text) for text in [*_wrongs(judgement), *_unproven(verification)]]
     out += ["", "All of it holds." if story.ok else "NOT all of it holds."]
     return out
+
+
+def _unproven(verification: dict[str, Any]) -> list[str]:
+    parts = {
+        **{f"chain at {one['site']}": one for one in verification.get("chains", [])},
+        **{f"replica at {one['site']}": one for one in verification.get("replicas", [])},
+        "source": verification.get("source") or {"ok": None, "compared": "not asked for"},
+    }
+    return [
+        f"{name}: {part.get('error') or part.get('compared')} {part.get('differences') or ''}".rstrip()
+        for name, part in parts.items()
+        if part["ok"] is not True
+    ]
 
 
 def _wrongs(judgement: checker.Judgement) -> list[str]:

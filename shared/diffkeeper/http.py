@@ -114,6 +114,8 @@ async def call(
     if body is not None:
         headers["Content-Type"] = "application/json"
         data = msgspec.json.encode(body)
+        if len(data) > BODY_MAX_BYTES:
+            raise _too_large()
     limit = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 5.0))
     try:
         async with session.request(method, url, data=data, headers=headers, timeout=limit) as response:
@@ -200,6 +202,10 @@ def _from_http(request: web.Request, error: web.HTTPException) -> errors.DiffKee
                 hint=f"it takes {error.headers.get('Allow', '')}",
             )
         case 413:
-            return errors.Refused(f"the body exceeds {BODY_MAX_BYTES} bytes", reason="body-too-large")
+            return _too_large()
         case _:
             return errors.Refused(f"{error.status} {error.reason}", reason="bad-request")
+
+
+def _too_large() -> errors.Refused:
+    return errors.Refused(f"the body exceeds {BODY_MAX_BYTES} bytes", reason="body-too-large")

@@ -49,7 +49,7 @@ class ServerConfig:
     monitor_port: int
     secret: str = field(repr=False)
     leaf_port: int | None = None
-    leaf_remotes: tuple[str, ...] = ()  # such as ("127.0.0.1:7422",): leaf ports of other sites
+    leaf_remotes: tuple[str, ...] = ()  # such as ("127.0.0.1:7422",): leaf ports; one of them is linked to
     max_file_store_bytes: int | None = None  # None: three quarters of the free disk, as nats-server has it
     max_memory_store_bytes: int = 64 * 1024 * 1024
     host: str = "127.0.0.1"
@@ -107,11 +107,13 @@ def render(config: ServerConfig) -> str:
         ]
     if config.leaf_remotes:
         password = urllib.parse.quote(config.secret, safe="")
-        urls = [f"nats-leaf://{USER}:{password}@{address}" for address in config.leaf_remotes]
-        leaf += ['reconnect: "1s"', "remotes: ["]
-        leaf += [f"  {{ url: {_text(url)} }}" for url in urls]
-        leaf += ["]"]
+        urls = [_text(f"nats-leaf://{USER}:{password}@{address}") for address in config.leaf_remotes]
+        # One remote with many addresses is one link, to whichever answers; many remotes would make a ring of
+        # three sites, and a ring is cut by the server as a loop.
+        leaf += ['reconnect: "1s"', f"remotes: [{{ urls: [{', '.join(urls)}] }}]"]
     if leaf:
+        # Frames are compressed already; even "uncompressed" s2 framing copies and checksums each byte.
+        leaf.append("compression: off")
         lines.append(f"leafnodes {_block(leaf)}")
     return "\n".join(lines) + "\n"
 

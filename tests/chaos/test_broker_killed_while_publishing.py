@@ -230,3 +230,42 @@ async def test_a_full_broker_is_waited_for_and_nothing_is_lost(
         await publisher.wait_stored(sent[-1].position)
         assert publisher.trouble is None
     assert await stored_wires(log, len(sent)) == [frame.wire for frame in sent]
+
+
+@pytest.mark.parametrize("idle", [False, True])
+async def test_acknowledged_frames_that_a_broker_lost_on_disk_are_published_again(
+    brokers: support.Brokers, spool: spools.Spool, idle: bool
+) -> None:
+    """A flipped bit at the end of the newest block: the server cuts its stream there without a word."""
+    server = await brokers.start("east")
+    log = await brokers.log("east")
+    await log.create_origin(framing.ORIGIN)
+    sent = list(framing.chain(30, size=500))
+    async with publishing(log, spool) as publisher:
+        offer_all(publisher, spool, sent[:20])
+        await publisher.wait_stored(sent[19].position)
+        await server.kill()
+        flip_near_the_end(server.config.dir)
+        await brokers.restart("east")
+        if not idle:
+            offer_all(publisher, spool, sent[20:])
+            await publisher.wait_stored(sent[-1].position)
+        await until(lambda: has_rolled_back(publisher))
+        published = sent[:20] if idle else sent
+        await until(lambda: holds_at_least(log, len(published)))
+    assert await stored_wires(log, len(published)) == [frame.wire for frame in published]
+
+
+async def has_rolled_back(publisher: publishers.Publisher) -> bool:
+    return publisher.counters.rollbacks > 0
+
+
+def flip_near_the_end(directory: Path) -> None:
+    newest = max(directory.rglob("*.blk"), key=lambda path: int(path.stem))
+    data = bytearray(newest.read_bytes())
+    data[-60] ^= 0xFF
+    newest.write_bytes(data)
+    # The server's own note of where the stream ended is written from time to time; without it, it reads the
+    # blocks.
+    for index in directory.rglob("index.db"):
+        index.unlink()

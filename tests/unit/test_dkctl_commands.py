@@ -56,7 +56,6 @@ def test_status_of_a_healthy_deployment_is_a_verdict_and_exit_code_0(
         ({"state": "leaderless", "detail": "east is dead"}, "orders is leaderless (east is dead)"),
         ({"level": {"asked": "remote", "met": False}}, "orders does not meet its level remote"),
         ({"gaps": {"open": 2}}, "orders has 2 open gaps in its capture"),
-        ({"orphans": [{"site": "east"}]}, "orders has 1 orphan branches"),
         ({"sites": [{"site": "west", "role": "follow", "state": "stalled"}]}, "at west is stalled"),
     ],
 )
@@ -76,6 +75,16 @@ def test_status_as_json_is_what_control_said(
     control.answers[f"GET {V}"] = volume()
     assert main.invoke(["status", "orders", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == volume()
+
+
+def test_status_shows_what_a_dead_leader_left_behind_without_alarm(
+    control: ControlServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {"site": "east", "epoch": 1, "path": "/srv/orders", "since_us": 1_700_000_000_000_000}
+    control.answers[f"GET {V}"] = volume(orphans=[kept])
+    assert main.invoke(["status", "orders"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split() == ["orders", "east", "1", "2023-11-14T22:13:20.000Z", "/srv/orders"]
 
 
 def test_a_volume_that_is_unknown_has_exit_code_5(

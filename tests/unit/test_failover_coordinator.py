@@ -40,8 +40,8 @@ class ScriptedHands:
         self._directory = directory
 
     async def carry_out(self, work: Do, machine: Failover) -> failover.Event:
-        (record,) = self._directory.glob("*.json")
-        assert json.loads(record.read_text())["machine"]["phase"] == machine.phase.value, (
+        (record,) = self._directory.glob("*.jsonl")
+        assert json.loads(record.read_text().splitlines()[-1])["machine"]["phase"] == machine.phase.value, (
             "the state is on disk before its effect is carried out"
         )
         if self.killed_at == (work, "before"):
@@ -156,7 +156,23 @@ async def test_unforeseen_error_of_a_step_ends_as_a_failure_and_not_in_silence(t
 
 
 async def test_damaged_record_stops_control_instead_of_being_forgotten(tmp_path: Path) -> None:
-    (tmp_path / "orders-2.json").write_text("{}")
+    (tmp_path / "orders-2.jsonl").write_text("{}\n")
     with pytest.raises(errors.Misconfigured) as caught:
         OperationStore(tmp_path)
     assert caught.value.reason == "operation-unreadable"
+
+
+async def test_line_of_a_record_that_a_crash_cut_off_is_as_if_never_written(tmp_path: Path) -> None:
+    hands = ScriptedHands(tmp_path)
+    hands.killed_at = (Do.PROMOTE, "before")
+    moving = coordinator(tmp_path, hands)
+    operation = moving.begin(PLANNED, LOSS, None)
+    with pytest.raises(Killed):
+        await moving.drive(operation.id)
+    (record,) = tmp_path.glob("*.jsonl")
+    with record.open("ab") as file:
+        file.write(b'{"id": "orders-2", "mach')
+    again = ScriptedHands(tmp_path)
+    await coordinator(tmp_path, again).drive(operation.id)
+    assert again.done[0] is Do.PROMOTE
+    assert OperationStore(tmp_path).get(operation.id).machine.phase is failover.Phase.DONE

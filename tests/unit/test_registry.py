@@ -187,12 +187,19 @@ def test_known_volume_is_found_by_its_site_and_by_the_path_its_program_sees() ->
 
 
 def test_program_at_another_site_sees_its_files_where_it_had_them() -> None:
-    command = Command(argv=["serve", "--db={path}/db"], env={"HOME": "/root"}, cwd="/srv/orders")
+    command = Command(argv=["serve"], env={"HOME": "/root"}, cwd="/srv/orders")
     body = programs.start_body(moved(orders()), "west", "/gate.sock", command)
-    assert body["argv"] == ["serve", "--db=/srv/orders/db"]
     assert body["bind"] == "/srv/orders"
     assert body["env"]["DIFFKEEPER_PATH"] == "/srv/orders"
     assert body["env"]["HOME"] == "/root"
+
+
+def test_program_that_is_told_its_path_needs_no_mount() -> None:
+    command = Command(argv=["serve", "--db={path}/db"], env={}, cwd=None)
+    body = programs.start_body(moved(orders()), "west", "/gate.sock", command)
+    assert body["argv"] == ["serve", f"--db={WEST}/db"]
+    assert body["bind"] is None
+    assert body["env"]["DIFFKEEPER_PATH"] == WEST
 
 
 def test_wrapper_binds_only_where_the_directories_differ() -> None:

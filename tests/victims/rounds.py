@@ -116,9 +116,11 @@ class Arena:
         )
         accept = ["--accept-loss"] if self._durability == "observe" else []
         operation = self.trial.failover(VOLUME, self.other, *accept)
+        # At remote the program may wait in its first fsync for another site to confirm; and whatever the lost
+        # site still holds must not come back with it.
+        self.trial.start_site(self.leader)
         outcome = self._look(operation, report.safe_until_us if self._durability == "observe" else None)
         self._swap()
-        self.trial.start_site(self.other)
         self.paths[self.other] = self.trial.wait_following(VOLUME, self.other)
         return outcome
 

@@ -16,7 +16,7 @@ from diffkeeper_capture import gate_messages
 
 _PAUSE_FIRST_S = 0.02
 _PAUSE_MOST_S = 1.0
-_SAY_EXIT_S = 2.0
+_SAY_S = 2.0
 
 
 class AgentSaidNo(Exception):
@@ -108,13 +108,14 @@ class AgentLink:
             raise
         return sock
 
-    def say_exit(self, status: int) -> None:
-        """The program's wait status, if anybody listens; the agent also sees the connection end."""
+    def say(self, message: dict[str, Any]) -> None:
+        """What became of the program, if anybody listens; the agent also sees the connection end."""
         if self._socket is None:
             return
         with contextlib.suppress(OSError):
-            self._socket.settimeout(_SAY_EXIT_S)
-            self._socket.send(gate_messages.pack({"exit": status}))
+            self._socket.settimeout(_SAY_S)
+            self._socket.send(gate_messages.pack(message))
+            self._socket.setblocking(False)
 
     def _lose(self, why: str) -> None:
         if self._socket is not None:

@@ -4,8 +4,9 @@ The wrapper begins with ``{"gate": VOLUME, "pid": PID, "wrapper": PID, "gated": 
 "seen_at": PATH or null}`` (the directory its caller takes the volume for; where its program sees it) and,
 when gated, two descriptors by SCM_RIGHTS: its seccomp listener and its table of calls (``call_table``). The
 agent answers ``{"ok": true}`` or ``{"error": {...}}``; from its ok to the end of the connection the agent
-receives, and otherwise the wrapper does. At the program's end the wrapper says ``{"exit": STATUS}`` (of
-wait(2)). Only standard library here.
+receives, and otherwise the wrapper does. Once the program is
+executed the wrapper says ``{"started": true}``, at its end ``{"exit": STATUS}`` (of wait(2)). Only standard
+library here.
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ class Program:
     # Wait status; None while it runs, or when it ended while nobody could say how.
     status: int | None = None
     running: bool = True
+    # Its image is in place; until then it may still turn out that it cannot be executed.
+    started: bool = False
 
     @property
     def exit_code(self) -> int | None:
@@ -99,6 +101,10 @@ class GateSocket:
         for link in list(self._links):
             link.close()
 
+    def has_processes(self, program: Program) -> bool:
+        """Whether any process is left under the program's filter."""
+        return any(link.program is program and not link.is_abandoned for link in self._links)
+
     def drop(self, program: Program) -> None:
         """End the connection of a program whose volume is no longer ours."""
         for link in list(self._links):
@@ -134,6 +140,10 @@ class _WrapperLink:
         self._table: call_table.CallTable | None = None
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._on_packet)
+
+    @property
+    def is_abandoned(self) -> bool:
+        return self._listener is None or self._listener.is_abandoned()
 
     def let_go(self, idents: Sequence[int]) -> None:
         """The gate's word for this program."""
@@ -190,6 +200,8 @@ class _WrapperLink:
     def _on_message(self, message: dict[str, Any], descriptors: list[int]) -> None:
         if "gate" in message and self.program is None:
             self._introduced(message, descriptors)
+        elif "started" in message and self.program is not None:
+            self.program.started = True
         elif "exit" in message and self.program is not None:
             self.program.status = int(message["exit"])
             self.program.running = False

@@ -170,6 +170,8 @@ class Naming:
             return
         if source.file_id in self._shadow.unmapped:
             self._find_inode(source.file_id, *there)
+        if exchange and target.file_id in self._shadow.unmapped:
+            self._find_inode(target.file_id, *here)
         self._check_if_uncertain(record, here, there)
 
     def _moved_in(self, target: Place) -> None:
@@ -259,9 +261,8 @@ class Naming:
         try:
             self._shadow.change_xattr(file_id, name, self._reader.xattr(file_id, name), at_us)
         except rereader.Elsewhere:
-            self._sink.gap(
-                "xattr", f"{readable(name)} of a file that moved at once could not be read", file_id
-            )
+            # A rename or an unlink of it waits in the ring.
+            self._doubts.attributes.add((file_id, name))
 
     def _changed_mode(self, record: Record, path: bytes, _: bytes) -> None:
         file_id = self._described(record, path)
@@ -284,11 +285,29 @@ class Naming:
         file_id = self._described(record, path)
         if file_id is None:
             return
+        self.times(file_id, record.end_ns // 1000)
+
+    def times(self, file_id: int, at_us: int) -> None:
+        """Times were set: they are read, for no record carries them."""
         self._sink.note_fidelity(frames.Fidelity.PAGE)
         status = self._status(file_id)
-        if status is not None:
-            times = {"atime_ns": max(0, status.st_atime_ns), "mtime_ns": max(0, status.st_mtime_ns)}
-            self._shadow.change_attributes(file_id, times, record.end_ns // 1000)
+        if status is None:
+            self._doubts.attributes.add((file_id, b""))
+            return
+        times = {"atime_ns": max(0, status.st_atime_ns), "mtime_ns": max(0, status.st_mtime_ns)}
+        self._shadow.change_attributes(file_id, times, at_us)
+
+    def read_again(self, attributes: set[tuple[int, bytes]], at_us: int) -> None:
+        """What could not be read when it changed; what still cannot stays in doubt."""
+        for file_id, name in sorted(attributes):
+            if file_id not in self._shadow.tree.nodes:
+                continue
+            if name:
+                self.xattr(file_id, name, at_us)
+            else:
+                self.times(file_id, at_us)
+            if (file_id, name) in self._doubts.attributes:
+                self._doubts.place_of(self._shadow.tree, file_id)
 
     def _truncated(self, record: Record, path: bytes, _: bytes) -> int | None:
         place = self._target(record, path)
@@ -309,9 +328,13 @@ class Naming:
         )
 
     def _must_be_known(self, record: Record, place: Place | None) -> int | None:
-        if place is not None and place.file_id is None:
+        if place is None:
+            return None
+        if place.file_id is None:
             self._contradiction(record, place.parent, place.name, "what was changed is not known")
-        return None if place is None else place.file_id
+        elif place.parent:
+            self._check_if_uncertain(record, (place.parent, place.name))
+        return place.file_id
 
     # ----------------------------------------------------------------------------------------------------- resolving, looking
 
@@ -369,9 +392,13 @@ class Naming:
             return None
 
     def _take_inode(self, file_id: int, inode: int) -> None:
-        before = self._shadow.bind(file_id, inode)
+        """Bind a new id to the number found under its name, unless names moved between the call and the look."""
+        before = self._shadow.by_inode.get(inode)
+        if before is not None and before not in self._shadow.guessed:
+            return  # what stands there now is something else; this id is found when its own record comes
+        self._shadow.bind(file_id, inode)
+        self._shadow.guessed.add(file_id)
         if before is not None:
-            # One of the two is wrong: names moved between the call and this look.
             for place in sorted(self._shadow.tree.nodes[before].entries):
                 self._find_inode(before, *place)
                 self._doubts.entry(*place)
@@ -382,6 +409,7 @@ class Naming:
         status = self._look(parent, name, node.kind)
         if status is not None and status.st_ino not in self._shadow.by_inode:
             self._shadow.bind(file_id, status.st_ino)
+            self._shadow.guessed.add(file_id)
             self.attributes(file_id, status.st_mode, status.st_uid, status.st_gid, 0)
 
     # --------------------------------------------------------------------------------------------------------------- doubts

@@ -34,8 +34,8 @@ from diffkeeper_capture.scanner import Depth, Progress, Scanner
 from diffkeeper_capture.shadow import Shadow
 from diffkeeper_capture.system_calls import call_name
 
-# Of a WRITE: nothing to think about without these.
-_CAREFUL = Flag.UNREADABLE | Flag.OVERLAPPED | Flag.UNLINKED
+# Of a WRITE: nothing to think about without these. Plain integers: an enum's ``&`` costs as much as all the rest.
+_CAREFUL = int(Flag.UNREADABLE | Flag.OVERLAPPED | Flag.UNLINKED)
 # What ``settle`` reads before it lets the agent drain and ship again.
 SETTLE_BUDGET_BYTES = 8 * 1024 * 1024
 # Inodes that lost their last name lately: a write that was in flight then is no surprise.
@@ -195,6 +195,7 @@ class Observer:
         file_id = self._known_id(record)
         if file_id is not None:
             self._naming.xattr(file_id, bytes(payload).rstrip(b"\0"), record.end_ns // 1000)
+            self._after_naming(record)
 
     def _on_mapped(self, record: Record, payload: memoryview) -> None:
         self._note_writer(record.tgid)
@@ -370,6 +371,7 @@ class Observer:
                 self._remember_gone(inode, time.monotonic_ns())
             elif inode not in self.shadow.by_inode:
                 self.doubts.unknown.add(inode)  # not where we looked: the next round looks everywhere
+        self._naming.read_again(doubts.attributes, time.monotonic_ns() // 1000)
         for file_id in sorted(doubts.contents & self.shadow.tree.nodes.keys()):
             try:
                 yield from self.scanner.read_file(file_id)

@@ -103,6 +103,13 @@ class Publisher:
         """Bytes in the spool, of this epoch, that the stream is not known to hold."""
         return self._spool.bytes_after(self.stored or self._reign.start)
 
+    @property
+    def in_flight(self) -> int:
+        """Frames sent and not acknowledged. A framer that cuts only while this is small makes larger frames
+        under load.
+        """
+        return len(self._flight)
+
     async def recover(self) -> frames.Tip:
         """Learn where the stream ends, and return the tip that the next frame must continue.
 

@@ -166,7 +166,7 @@ class Rereader:
         if file_id == ROOT_ID:
             return _get_xattr(self._fd, name)
         for parent, entry in sorted(node.entries) if node is not None else ():
-            with contextlib.suppress(Elsewhere), self.directory(parent) as fd:
+            with contextlib.suppress(Elsewhere, FileNotFoundError), self.directory(parent) as fd:
                 status = os.stat(entry, dir_fd=fd, follow_symlinks=False)
                 if self._shadow.inode_of.get(file_id, status.st_ino) == status.st_ino:
                     return _get_xattr(b"/proc/self/fd/%d/%s" % (fd, entry), name)

@@ -51,7 +51,7 @@ def supervise(child: int, gate: ProgramGate | None, link: AgentLink, signals: Si
         if signals.fileno() in ready:
             status = signals.relay(child)
             if status is not None:
-                link.say_exit(status)
+                link.say({"exit": status})
                 return status
         if link.is_up:
             if not link.listen() and gate is not None:
@@ -95,7 +95,14 @@ class _NotStarted(Exception):
 def run(options: argparse.Namespace) -> int:
     """Start the program and stay with it; its wait status."""
     launch = Launch(
-        tuple(options.argv), options.cwd, options.uid, options.gid, options.bind, gated=not options.no_gate
+        tuple(options.argv),
+        # Before the identity changes: a process that changed it may not read its own any more.
+        program_launch.environment_as_given(),
+        options.cwd,
+        options.uid,
+        options.gid,
+        options.bind,
+        gated=not options.no_gate,
     )
     # Before the fork, so that no signal is lost between it and the loop.
     relay = SignalRelay()
@@ -137,8 +144,9 @@ def run(options: argparse.Namespace) -> int:
     failure = _read_failure(failures_out)
     if failure is not None:
         status = os.waitpid(child, 0)[1]
-        link.say_exit(status)
+        link.say({"exit": status})
         raise _NotStarted(failure)
+    link.say({"started": True})
     return supervise(child, gate, link, relay)
 
 

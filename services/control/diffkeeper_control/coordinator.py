@@ -184,7 +184,10 @@ def _timings(operation: Operation, step: Step, event: failover.Event) -> dict[st
 
 def _detail(event: failover.Event) -> str:
     match event:
-        case failover.HandedOver(point) | failover.CaughtUp(point) | failover.Promoted(point):
+        case failover.HandedOver(point, _, took_ms):
+            spent = [f"{step} {ms:.0f} ms" for step, ms in (took_ms or {}).items() if step != "all"]
+            return f"at {point.position}" + (f" ({', '.join(spent)})" if spent else "")
+        case failover.CaughtUp(point) | failover.Promoted(point):
             return f"at {point.position}"
         case failover.Started(pid):
             return f"process {pid}"

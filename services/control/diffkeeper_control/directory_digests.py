@@ -6,6 +6,7 @@ itself here.
 
 from __future__ import annotations
 
+import base64
 import os
 import stat
 from typing import Any
@@ -21,17 +22,26 @@ Entry = list[Any]
 
 
 def digest(root: str) -> dict[str, Entry]:
-    """``root`` (as ``.``) and every path below it (undecodable bytes as surrogates) with what it is."""
+    """``root`` (as ``.``) and every path below it (``b64:`` and its bytes where not UTF-8)."""
+    root = os.path.normpath(root)
     entries: dict[str, Entry] = {".": _entry(root, os.stat(root))}
     waiting = [root]
     while waiting:
         with os.scandir(waiting.pop()) as listing:
             for item in listing:
                 found = item.stat(follow_symlinks=False)
-                entries[os.path.relpath(item.path, root)] = _entry(item.path, found)
+                entries[_path_text(item.path[len(root) + 1 :])] = _entry(item.path, found)
                 if stat.S_ISDIR(found.st_mode):
                     waiting.append(item.path)
     return entries
+
+
+def _path_text(path: str) -> str:
+    raw = os.fsencode(path)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "b64:" + base64.b64encode(raw).decode()
 
 
 def _entry(path: str, found: os.stat_result) -> Entry:

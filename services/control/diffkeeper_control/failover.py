@@ -138,6 +138,8 @@ class Prepared:
 class HandedOver:
     point: Point
     tree_state: str | None
+    # What the leader's agent spent its time on, in ms by step.
+    took_ms: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +257,7 @@ def step(state: Failover, event: Event) -> tuple[Failover, list[Effect]]:
             return state, [_WORK[state.phase]]
         case Phase.PREPARE, Prepared():
             return _enter(state, Phase.HANDOVER)
-        case Phase.HANDOVER, HandedOver(point, tree_state):
+        case Phase.HANDOVER, HandedOver(point, tree_state, _):
             return _enter(replace(state, handover=point, handover_tree_state=tree_state), Phase.PROMISE)
         case Phase.FENCE, FencedOff():
             return _enter(state, Phase.PROMISE)

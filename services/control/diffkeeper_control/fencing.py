@@ -49,7 +49,7 @@ async def fence(log: event_log.EventLog, origin: volumes.Origin, epoch: int) -> 
 
 def fence_frame(origin: volumes.Origin, epoch: int, tip: frames.Tip, stamp: clocks.Stamp) -> frames.Frame:
     return frames.seal(
-        deltas.Columns(),
+        frames.pack(deltas.Columns(), frames.Compressor()),
         volume=origin.volume,
         origin=origin.site,
         position=positions.Position(epoch, tip.position.sequence + 1),
@@ -57,19 +57,5 @@ def fence_frame(origin: volumes.Origin, epoch: int, tip: frames.Tip, stamp: cloc
         parent_hash=tip.hash,
         first=stamp,
         last=stamp,
-        compressor=frames.Compressor(),
         flags=frames.Flag.FENCE,
     )
-
-
-async def last_of_reign(log: event_log.EventLog, origin: volumes.Origin) -> frames.Tip:
-    """The last frame of a stream that is not a fence: what a writer's next reign at this site continues."""
-    stored = await log.last(origin)
-    while stored is not None:
-        frame = frames.open_frame(stored.wire)
-        if frames.Flag.FENCE not in frame.header.flags:
-            return frames.Tip(frame.position, frame.hash)
-        if stored.stream_sequence == 1:
-            break
-        stored = await log.get(origin, stored.stream_sequence - 1)
-    return frames.ORIGIN_TIP

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from diffkeeper.domain import errors, receipts
-from diffkeeper_control import admissions, fencing, programs, registry, roles, streams
+from diffkeeper_control import admissions, programs, registry, roles, streams
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.hands import SiteHands
 from diffkeeper_control.monitor import Monitor
@@ -138,45 +138,55 @@ class Lifecycle:
 
     async def _begin_again(self, volume: Volume) -> Volume:
         before = self._registry.get(volume.name)
-        agent = self._embedded.clients[volume.leader].agent
-        status = await agent.volume(volume.name)
-        if status is not None and status.get("state") in _CAPTURING:
-            if _same_settings(status, volume):
-                return self._registry.put(volume)
-            await self._end_capture(before)
-            volume = msgspec.structs.replace(volume, resume=self._registry.get(volume.name).resume)
-        elif status is not None and status.get("state") == "fenced":
-            volume = await self._new_reign(volume)
-        self._registry.put(volume)
+        status = await self._embedded.clients[volume.leader].agent.volume(volume.name)
+        captures = status is not None and status.get("state") in _CAPTURING
+        renew = volume.highest_epoch > volume.epoch
+        if captures and not renew and _same_settings(status or {}, volume):
+            return self._registry.put(volume)
         try:
             await self._ensure_streams(volume)
-            try:
-                await self._attach(volume)
-            except errors.Fenced:
-                volume = self._registry.put(await self._new_reign(volume))
-                await self._attach(volume)
+            if captures:
+                volume = msgspec.structs.replace(volume, resume=(await self._end_capture(before)).resume)
+            volume = self._registry.put(volume)
+            await self._attach(volume)
+            if renew:
+                volume = await self._renew(volume)
         except errors.DiffKeeperError:
+            now = self._registry.get(volume.name)
             self._registry.put(
-                msgspec.structs.replace(volume, held_since_us=None, state=before.state, detail=before.detail)
+                msgspec.structs.replace(now, held_since_us=None, state=before.state, detail=before.detail)
             )
             raise
         await self._tell_roles(volume)
         return volume
 
-    async def _new_reign(self, volume: Volume) -> Volume:
-        """The leader's own stream was fenced by a failover that then failed: its reign goes on under a new
-        epoch.
+    async def _renew(self, volume: Volume) -> Volume:
+        """A newer epoch was promised to a failover that failed, so nothing of this one is confirmed any more:
+        begin another.
         """
-        volume, epoch = registry.with_next_epoch(volume)
-        log = await self._embedded.clients[volume.leader].broker.log()
-        tip = await fencing.last_of_reign(log, volume.origin)
-        parent = registry.Point(position=str(tip.position), hash=tip.hash.hex())
-        return registry.with_reign(
-            volume,
-            Reign(site=volume.leader, epoch=epoch, parent=parent),
+        held_since_us = volume.held_since_us
+        ended = await self._end_capture(volume)
+        assert ended.resume is not None, "capture ended at a point"
+        resume = ended.resume
+        ended, epoch = registry.with_next_epoch(ended)
+        volume = registry.with_reign(
+            ended,
+            Reign(site=volume.leader, epoch=epoch, parent=resume.point),
             path=volume.paths[volume.leader],
-            resume=Resume(point=parent, tree_state=None),
+            resume=resume,
         )
+        volume = msgspec.structs.replace(volume, state=State.CAPTURED, held_since_us=held_since_us)
+        self._registry.put(volume)
+        await self._attach(volume)
+        return volume
+
+    async def resume(self, name: str) -> None:
+        """The leader's agent has started anew and knows nothing: give it its order again."""
+        async with self.lock(name):
+            volume = self._registry.get(name)
+            if volume.state is State.CAPTURED and volume.operation is None:
+                await self._ensure_streams(volume)
+                await self._attach(volume)
 
     async def _attach(self, volume: Volume) -> None:
         await self._embedded.clients[volume.leader].agent.attach(volume.name, roles.attach_body(volume))

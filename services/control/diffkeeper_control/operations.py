@@ -1,5 +1,5 @@
-"""Operations: what was asked, how far it is, how long each step took; one fsynced file each under
-``control/operations``.
+"""Operations: what was asked, how far it is, how long each step took; one file each under
+``control/operations``, a line for each state, fsynced.
 
 A record is written before the effects of a state are carried out, so whoever finds it after a crash knows
 which effect may have happened. Operations are never deleted: they are the history of who led when.
@@ -7,6 +7,7 @@ which effect may have happened. Operations are never deleted: they are the histo
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,22 @@ class OperationStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._known: dict[str, Operation] = {}
-        for path in sorted(directory.glob("*.json")):
+        for path in sorted(directory.glob("*.jsonl")):
             operation = _load(path)
             self._known[operation.id] = operation
 
     def save(self, operation: Operation) -> Operation:
-        """Durable when this returns."""
-        atomic_files.write_json(self._directory / f"{operation.id}.json", msgspec.to_builtins(operation))
+        """Durable when this returns. A line at the end costs one fsync where replacing the file costs two,
+        and a failover counts its milliseconds.
+        """
+        path = self._directory / f"{operation.id}.jsonl"
+        is_new = operation.id not in self._known
+        with path.open("ab") as file:
+            file.write(msgspec.json.encode(operation) + b"\n")
+            file.flush()
+            os.fdatasync(file.fileno())
+        if is_new:
+            atomic_files.fsync_directory(self._directory)
         self._known[operation.id] = operation
         return operation
 
@@ -122,8 +132,13 @@ class OperationStore:
 
 
 def _load(path: Path) -> Operation:
+    """The last whole line. One that was cut off by a crash was never acted upon, and is taken away."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Operation)
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(path, len(whole))
+        return msgspec.json.decode(whole.rstrip().rpartition(b"\n")[2], type=Operation)
     except (OSError, msgspec.DecodeError) as error:
         raise errors.Misconfigured(
             f"the record {path} of an operation cannot be read: {error}; it was left as it is",

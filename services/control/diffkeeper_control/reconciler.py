@@ -98,7 +98,12 @@ class Reconciler:
     async def _correct_agent(self, volume: Volume, site: str) -> None:
         heard = self._monitor.agent(site)
         status = heard.volume(volume.name)
-        if site == volume.leader or not heard.fresh or status is None or status.get("state") == "released":
+        if site == volume.leader:
+            # An agent that starts anew knows nothing until it is told; programs wait in its gate meanwhile.
+            if heard.fresh and status is None and volume.state is State.CAPTURED:
+                await self._try(("resume", volume.name, site), self._lifecycle.resume(volume.name))
+            return
+        if not heard.fresh or status is None or status.get("state") == "released":
             return
         if int(status.get("epoch") or 0) >= volume.epoch:
             return

@@ -218,6 +218,11 @@ class Registry:
         self._volumes = changed
         return volume
 
+    def note(self, volume: Volume) -> Volume:
+        """Like ``put``, but durable only with the next ``put``: for what another durable record says too."""
+        self._volumes = {**self._volumes, volume.name: volume}
+        return volume
+
     def remove(self, name: str) -> None:
         """Forget a volume whose capture never began."""
         changed = {known: volume for known, volume in self._volumes.items() if known != name}

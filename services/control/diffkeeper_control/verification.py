@@ -63,26 +63,10 @@ class Verifier:
         except errors.DiffKeeperError as error:
             failed = {"site": site, "ok": False, "position": None, "error": error.message}
             return (
-                {**failed, "frames": None, "age_ms": 0},
+                {**failed, "frames": 0, "age_ms": 0},
                 {**failed, "compared": "nothing: the replicator did not verify", "differences": []},
             )
-        chain = {
-            "site": site,
-            "ok": bool(answer.get("chain_ok", answer.get("ok"))),
-            "frames": answer.get("frames"),
-            "position": answer.get("position"),
-            "error": answer.get("error"),
-            "age_ms": 0,
-        }
-        replica = {
-            "site": site,
-            "ok": bool(answer.get("replica_ok", answer.get("ok"))),
-            "compared": "the replica's directory with the log replayed into a scratch directory",
-            "position": answer.get("position"),
-            "differences": answer.get("differences") or [],
-            "error": answer.get("error"),
-        }
-        return chain, replica
+        return {"site": site, **answer["chain"], "age_ms": 0}, {"site": site, **answer["replica"]}
 
     async def _source(self, volume: Volume, followers: list[str]) -> dict[str, Any]:
         path = volume.paths[volume.leader]

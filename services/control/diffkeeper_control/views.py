@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from diffkeeper import __version__
 from diffkeeper.domain import positions, receipts
 from diffkeeper_control import failover_requests, registry
 from diffkeeper_control.embedded import Embedded
@@ -26,6 +27,8 @@ class Views:
         self._embedded = embedded
         self._registry = known
         self._monitor = monitor
+        # Where each reign stood when its base was first seen complete: what must be safe before it is ready.
+        self._base_ends: dict[tuple[str, int], str] = {}
 
     def site(self, site: str) -> dict[str, Any]:
         state, detail = self._monitor.site_state(site)
@@ -38,7 +41,11 @@ class Views:
             "since_us": self._embedded.since_us(site),
             "age_ms": max(ages, default=None),
             "leads": [volume.name for volume in self._registry.all() if volume.leader == site],
-            "versions": {"agent": _version(agent), "replicator": _version(replicator)},
+            "versions": {
+                "control": __version__,
+                "agent": _version(agent),
+                "replicator": _version(replicator),
+            },
             "processes": self._embedded.statuses(site),
         }
 
@@ -88,6 +95,7 @@ class Views:
             "fidelity": (status or {}).get("fidelity"),
             "probe": (status or {}).get("probe") or volume.probe,
             "lost_records": (status or {}).get("lost_records"),
+            "why_not_bpf": (status or {}).get("why_not_bpf"),
             "program": _aged(status, "program", heard),
             "loss_bound": msgspec.to_builtins(self.loss_bound(volume)),
             "sites": [self._replica(volume, site) for site in self._embedded.sites],
@@ -118,7 +126,8 @@ class Views:
         if volume.level is receipts.Level.OBSERVE:
             return True
         if volume.level is receipts.Level.SITE:
-            return _at_least(status.get("stored"), (status.get("base") or {}).get("position"))
+            end = self._base_ends.setdefault((volume.name, volume.epoch), str(status["captured"]))
+            return positions.parse(status["stored"]) >= positions.parse(end)
         replicas = [
             self._monitor.replicator(site).volume(volume.name)
             for site in self._embedded.sites
@@ -143,9 +152,10 @@ def describe(volume: Volume, status: dict[str, Any] | None, leader: LeaderState)
     said = str(status.get("state"))
     if said in ("fenced", "failed"):
         return said, _text(status.get("error"))
+    trouble = _text(status.get("trouble"))
     if said == "capturing" and (status.get("program") or {}).get("running"):
-        return "running", ""
-    return said, _text(status.get("error"))
+        return "running", trouble
+    return said, trouble
 
 
 def _text(error: Any) -> str:
@@ -165,18 +175,14 @@ def _level(volume: Volume, status: dict[str, Any] | None) -> dict[str, Any]:
         and not status.get("error")
         and waiting_us < LONG_WAIT_US
     )
-    return {"asked": volume.durability, "met": met, "waiting_us": waiting_us}
+    effective = (status or {}).get("effective_durability")
+    met = met and effective in (None, volume.durability)
+    return {"asked": volume.durability, "effective": effective, "met": met, "waiting_us": waiting_us}
 
 
 def _aged(status: dict[str, Any] | None, key: str, heard: Heard) -> dict[str, Any] | None:
     value = (status or {}).get(key)
     return {**value, "age_ms": heard.age_ms} if isinstance(value, dict) else None
-
-
-def _at_least(position: str | None, wanted: str | None) -> bool:
-    if position is None:
-        return False
-    return wanted is None or positions.parse(position) >= positions.parse(wanted)
 
 
 def _version(heard: Heard) -> str | None:

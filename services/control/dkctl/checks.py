@@ -32,6 +32,8 @@ MIN_KERNEL = (
     5,
     19,
 )  # SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, which keeps a stopped fsync from being restarted
+# The newest that the exact probe calls, since Linux 6.16.
+NEWEST_KERNEL_FUNCTION = b"bpf_probe_read_user_dynptr"
 MIN_FREE_BYTES = 256 * 1024 * 1024
 GOOD_FREE_BYTES = 5 * 1024 * 1024 * 1024
 MIN_WATCHES = 65_536
@@ -68,13 +70,23 @@ def kernel(_directory: Path) -> Finding:
 
 def btf(_directory: Path) -> Finding:
     path = Path("/sys/kernel/btf/vmlinux")
-    if os.access(path, os.R_OK):
-        return Finding("btf", Outcome.PASS, f"{path} is there")
+    try:
+        types = path.read_bytes()
+    except OSError as error:
+        return Finding(
+            "btf",
+            Outcome.WARN,
+            f"{path}: {error.strerror}; capture works by the portable probe",
+            "use a kernel with CONFIG_DEBUG_INFO_BTF, and mount sysfs",
+        )
+    # Names stand in BTF's string table, each between zero bytes.
+    if b"\0" + NEWEST_KERNEL_FUNCTION + b"\0" in types:
+        return Finding("btf", Outcome.PASS, "the kernel offers all that the exact probe calls")
     return Finding(
         "btf",
         Outcome.WARN,
-        f"{path} is not there",
-        "use a kernel with CONFIG_DEBUG_INFO_BTF; until then the portable probe serves",
+        f"the kernel has no {NEWEST_KERNEL_FUNCTION.decode()}: capture works by the portable probe",
+        "use Linux 6.16 or newer",
     )
 
 

@@ -32,8 +32,6 @@ def of_volume(volume: dict[str, Any]) -> list[str]:
         for replica in volume.get("sites", [])
         if replica.get("state") in _SICK_REPLICAS
     ]
-    if volume.get("orphans"):
-        found.append(f"{name} has {len(volume['orphans'])} orphan branches")
     return found
 
 

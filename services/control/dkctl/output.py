@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import click
@@ -124,9 +125,11 @@ def duration(ms: float | None) -> str | None:
     return f"{int(ms // 60_000)}m{int(ms % 60_000 // 1000):02d}s"
 
 
-def age(at_us: int | None, now_us: int) -> str | None:
-    """How old a figure is that was measured elsewhere."""
-    return None if at_us is None else f"{duration(max(0, now_us - at_us) / 1000)} ago"
+def moment(at_us: int | None) -> str | None:
+    """A time as RFC 3339 in UTC."""
+    if at_us is None:
+        return None
+    return datetime.fromtimestamp(at_us / 1e6, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def path_fields(raw: bytes) -> dict[str, str]:

@@ -61,6 +61,9 @@ class Promotion(msgspec.Struct, frozen=True):
     tree_state: str
     took_ms: float
 
+    def tip(self) -> frames.Tip:
+        return frames.Tip(positions.parse(self.position), bytes.fromhex(self.hash))
+
 
 class Kept(msgspec.Struct, frozen=True):
     """``role.json``."""

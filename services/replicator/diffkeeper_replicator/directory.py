@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -143,9 +144,15 @@ def open_or_begin(
     if state.identities[ROOT_ID].device != os.lstat(path).st_dev:
         _move_device(state, os.lstat(path).st_dev)
     if not files.take_clean():
+        # The journal may grow meanwhile; what comes later is applied later.
+        count = max(0, journal.tip.position.sequence - start.sequence)
         if note.base_end is None:
-            note = msgspec.structs.replace(note, base_end=_base_end(journal, state))
-        state = reconcile(path, state, lambda: journal.frames_after(start), allow_setid=allow_setid)
+            note = msgspec.structs.replace(
+                note, base_end=_base_end(islice(journal.frames_after(start), count))
+            )
+        state = reconcile(
+            path, state, lambda: islice(journal.frames_after(start), count), allow_setid=allow_setid
+        )
     return _start(files, note, state, allow_setid)
 
 
@@ -205,7 +212,7 @@ def _adoption(tree_state: Path, state: trees.TreeState) -> str:
 
 
 def _begin(files: VolumeFiles, volume: str, path: Path, allow_setid: bool) -> Directory:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
     found = _stat_root(path)
     if os.listdir(path):
         raise errors.Misconfigured(
@@ -215,13 +222,7 @@ def _begin(files: VolumeFiles, volume: str, path: Path, allow_setid: bool) -> Di
             path=str(path),
         )
     files.forget_directory()
-    root_fd = safe_paths.open_root(path)
-    try:
-        identities = {ROOT_ID: safe_paths.identity(root_fd)}
-    finally:
-        os.close(root_fd)
-    start = frames.ORIGIN_TIP
-    state = trees.TreeState(volume, start.position, start.hash, 0, trees.Tree(), identities)
+    state = verify.empty_state(volume, path)
     return _start(files, DirectoryNote(str(path), found.st_dev, found.st_ino), state, allow_setid)
 
 
@@ -268,9 +269,9 @@ def _move_device(state: trees.TreeState, device: int) -> None:
         state.identities[file_id] = replace(identity, device=device)
 
 
-def _base_end(journal: Journal, state: trees.TreeState) -> str | None:
+def _base_end(log: Iterable[frames.Frame]) -> str | None:
     """The position of the end of the first-sight scan among the frames that are to be replayed."""
-    for frame in journal.frames_after(state.position):
+    for frame in log:
         if frames.Flag.BASE_END in frame.header.flags:
             return str(frame.position)
     return None

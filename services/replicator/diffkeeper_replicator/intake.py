@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from typing import Any
 
-from diffkeeper.domain import clocks, errors, frames, positions, volumes
+from diffkeeper.domain import errors, frames, positions, volumes
 from diffkeeper.log import event_log
 from diffkeeper_replicator import chains, safe_paths
 from diffkeeper_replicator.journal import Journal
@@ -58,9 +58,9 @@ class Intake:
         # The last frame accepted, on its way into the journal.
         self.tip = self.journal.tip
         self._durable_origin = self._origin_of_tip()
-        self._refused: errors.Corrupt | None = None
         self.seen, self.seen_stamp = self.tip.position, 0
-        self.trouble: errors.DiffKeeperError | None = None
+        self._reading_trouble: errors.DiffKeeperError | None = None
+        self._keeping_trouble: errors.DiffKeeperError | None = None
         # Why nothing is read though nothing is wrong; empty while reading.
         self.waiting = ""
         self._heard_at = 0.0
@@ -72,13 +72,18 @@ class Intake:
         # Set whenever the journal has grown.
         self.grown = asyncio.Event()
 
+    @property
+    def trouble(self) -> errors.DiffKeeperError | None:
+        """Why frames are not taken; cleared by the next one that is."""
+        return self._keeping_trouble or self._reading_trouble
+
     def change(self) -> None:
         """Chain, promise or reach are others now: decide anew what to read."""
-        self.trouble = None
+        self._reading_trouble = self._keeping_trouble = None
         self._changed.set()
 
     async def promise(self, epoch: int) -> frames.Tip:
-        """From now on nothing of an older epoch is confirmed; gives what the journal holds, confirmed or not."""
+        """From now on nothing of an older epoch is confirmed; gives what the journal holds."""
         self.promised = max(self.promised, epoch)
         async with self._group_lock:
             self._forget_incoming()
@@ -129,7 +134,7 @@ class Intake:
             if isinstance(error, errors.NotFound):
                 self.waiting = error.message
             else:
-                self.trouble = error
+                self._reading_trouble = error
             await asyncio.sleep(RETRY_S)
 
     async def _read_link(self) -> None:
@@ -176,8 +181,7 @@ class Intake:
             if self._is_held(reading.link, frame.position):
                 return False
             await self._take(frame)
-        if self._refused is None:
-            self.trouble = None
+        self._reading_trouble = None
         return reading.end is None or self.tip != reading.end
 
     def _is_held(self, link: chains.Link, position: positions.Position) -> bool:
@@ -229,27 +233,28 @@ class Intake:
                 await self._keep_group()
 
     async def _keep_group(self) -> None:
+        refused: errors.Corrupt | None
         try:
             async with self._group_lock:
                 group = _group(self._incoming)
-                kept, self._refused = await self.in_thread(lambda: self._journal_group(group))
+                kept, refused = await self.in_thread(lambda: self._journal_group(group))
                 del self._incoming[: len(kept)]
         except errors.Transient as error:
-            self.trouble = error
+            self._keeping_trouble = error
             await asyncio.sleep(FULL_DISK_RETRY_S)
             return
         except errors.Corrupt as error:
-            await self._begin_anew(error)
-            return
+            kept, refused = [], error
         self._incoming_bytes -= sum(len(frame.wire) for frame, _ in kept)
         self._room.set()
-        self._replayer.deliver(kept)
-        self.grown.set()
         if kept:
+            self._keeping_trouble = None
             self._durable_origin = kept[-1][0].header.origin
+            self._replayer.deliver(kept)
+            self.grown.set()
             await self._confirm()
-        if self._refused is not None:
-            await self._begin_anew(self._refused)
+        if refused is not None:
+            await self._begin_anew(refused)
 
     def _journal_group(self, group: list[frames.Frame]) -> tuple[list[Kept], errors.Corrupt | None]:
         """In the journal's thread: check the bodies, keep those before the first bad one."""
@@ -257,7 +262,15 @@ class Intake:
         refused: errors.Corrupt | None = None
         for frame in group:
             try:
-                kept.append((frame, frame.columns()))
+                columns = frame.columns()
+                if len(columns) != frame.header.count:
+                    raise errors.Corrupt(
+                        f"frame {frame.position} holds {len(columns)} deltas and its header says "
+                        f"{frame.header.count}; it was not accepted",
+                        reason="malformed-body",
+                        hint="fetch the frame again from another holder",
+                    )
+                kept.append((frame, columns))
             except errors.Corrupt as error:
                 refused = error
                 break
@@ -265,8 +278,10 @@ class Intake:
         return kept, refused
 
     async def _begin_anew(self, error: errors.Corrupt) -> None:
-        """Forget what is not on disk, open a poisoned journal again, and read from its tip."""
-        self.trouble = error
+        """Forget what is not on disk; after a pause open a poisoned journal again, and read from its tip."""
+        self._keeping_trouble = error
+        async with self._group_lock:
+            self._forget_incoming()
         await asyncio.sleep(RETRY_S)
         async with self._group_lock:
             if self.journal.poisoned:
@@ -278,13 +293,11 @@ class Intake:
         self.journal.close()
         try:
             self.journal = await self.in_thread(self._reopen_journal)
-        except (errors.DiffKeeperError, OSError) as error:
+        except errors.DiffKeeperError as error:
             # Still poisoned: the next group fails again, and this is tried again.
-            self.trouble = (
-                error
-                if isinstance(error, errors.DiffKeeperError)
-                else safe_paths.disk_error(error, "opening the journal")
-            )
+            self._keeping_trouble = error
+        except OSError as error:
+            self._keeping_trouble = safe_paths.disk_error(error, "opening the journal")
 
     def _forget_incoming(self) -> None:
         self._incoming.clear()
@@ -332,9 +345,6 @@ class Intake:
     def _origin_of_tip(self) -> str:
         tip = self.journal.tip
         return "" if tip == frames.ORIGIN_TIP else self.journal.read(tip.position).header.origin
-
-    def seen_us(self) -> int:
-        return clocks.to_micros(self.seen_stamp)
 
 
 def _group(incoming: list[frames.Frame]) -> list[frames.Frame]:

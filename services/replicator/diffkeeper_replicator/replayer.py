@@ -50,6 +50,8 @@ class Replayer:
         self._checkpointed_at = 0.0
         self.directory: Directory | None = None
         self.trouble: errors.DiffKeeperError | None = None
+        # Set once the directory is open, or could not be opened.
+        self.opened = asyncio.Event()
         # Set whenever more is applied or trouble came.
         self.moved = asyncio.Event()
         # Of the run that is being applied.
@@ -95,6 +97,7 @@ class Replayer:
             self.directory = await self.in_thread(begin)
         except errors.DiffKeeperError as error:
             self.trouble = error
+        self.opened.set()
         self._checkpointed_at = asyncio.get_running_loop().time()
         self._wake.set()
 
@@ -151,6 +154,7 @@ class Replayer:
             self.trouble = error
             self.moved.set()
             return False
+        self._forget_applied()
         self.trouble = None
         self._run_stamp = 0
         self.moved.set()
@@ -158,9 +162,8 @@ class Replayer:
 
     def _take_run(self) -> list[Kept]:
         """The next frames from memory when they continue what is applied; else the journal has them."""
+        self._forget_applied()
         applied = self.applied.position
-        while self._queue and self._queue[0][0].position <= applied:
-            self._pop()
         if not self._queue or self._queue[0][0].header.parent != applied:
             return []
         run, size = [], 0
@@ -168,6 +171,11 @@ class Replayer:
             run.append(self._pop())
             size += run[-1][0].header.body_bytes
         return run
+
+    def _forget_applied(self) -> None:
+        applied = self.applied.position
+        while self._queue and self._queue[0][0].position <= applied:
+            self._pop()
 
     def _pop(self) -> Kept:
         kept = self._queue.popleft()

@@ -19,9 +19,9 @@ from typing import Any
 import msgspec
 
 from diffkeeper import atomic_files
-from diffkeeper.domain import clocks, errors, frames, positions
+from diffkeeper.domain import errors, frames, positions
 from diffkeeper.log import event_log
-from diffkeeper_replicator import directory, orphans, safe_paths
+from diffkeeper_replicator import directory, orphans, safe_paths, statuses
 from diffkeeper_replicator.cursor import Kept, Promotion, Role, VolumeFiles
 from diffkeeper_replicator.intake import Intake
 from diffkeeper_replicator.journal import Journal
@@ -45,27 +45,30 @@ class Replica:
     ) -> None:
         self.volume = volume
         self.files = files
+        self.site = log.site
         self._log = log
         self._default_path = default_path
         self._spawn = spawn
-        self._now_us = now_us
+        self.now_us = now_us
         self.allow_setid = allow_setid
+        # The newest epoch promised, durably.
+        self.promised = files.promised()
         self._changing = asyncio.Lock()
         self._kept: Kept | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         # Both are there while following, None otherwise.
         self.intake: Intake | None = None
         self.replayer: Replayer | None = None
-        self._opening = False
+        self.opening = False
         # Why following could not even begin.
-        self._fault: errors.DiffKeeperError | None = None
+        self.fault: errors.DiffKeeperError | None = None
 
     @property
     def wanted(self) -> Role | None:
         return self._kept.wanted if self._kept is not None else None
 
     @property
-    def _promotion(self) -> Promotion | None:
+    def promotion(self) -> Promotion | None:
         return self._kept.promotion if self._kept is not None else None
 
     @property
@@ -85,16 +88,16 @@ class Replica:
     async def put_role(self, role: Role) -> None:
         async with self._changing:
             if self._kept is not None and role == self._kept.wanted:
-                if role.role == "follow" and (self._fault is not None or self._could_not_open()):
+                if role.role == "follow" and (self.fault is not None or self._could_not_open()):
                     await self._end(clean=False)
                     await self._begin()  # what was in the way may be gone
+                    await self._check_adopted(role)
                 return
-            promised = self.files.promised()
-            if role.epoch < promised:
+            if role.epoch < self.promised:
                 raise errors.Fenced(
-                    f"epoch {promised} was promised here; a role of epoch {role.epoch} is over",
+                    f"epoch {self.promised} was promised here; a role of epoch {role.epoch} is over",
                     reason="epoch-promised",
-                    promised=promised,
+                    promised=self.promised,
                 )
             if role.role == "lead":
                 await self._lead(role)
@@ -104,28 +107,29 @@ class Replica:
     async def promise(self, epoch: int) -> frames.Tip:
         """Nothing older than ``epoch`` is confirmed from now on, also after a crash."""
         async with self._changing:
-            promised = self.files.promised()
-            if epoch < promised:
+            if epoch < self.promised:
                 raise errors.Fenced(
-                    f"epoch {promised} was promised here already", reason="epoch-promised", promised=promised
+                    f"epoch {self.promised} was promised here already",
+                    reason="epoch-promised",
+                    promised=self.promised,
                 )
             if self.intake is not None:
                 self.intake.promised = epoch
-            await asyncio.to_thread(self.files.write_promise, epoch)
+            await self._promise(epoch)
             if self.intake is not None:
                 return await self.intake.promise(epoch)
             if self._kept is not None and self._kept.promotion is not None:
-                return _tip_of(self._kept.promotion)
+                return self._kept.promotion.tip()
             return frames.ORIGIN_TIP
 
     async def catch_up(self, position: positions.Position | None, timeout_s: float) -> dict[str, Any]:
         """Apply up to ``position``, or all that this site's streams hold now."""
         began = time.monotonic()
         if self.intake is None or self.replayer is None:
-            promotion = self._promotion
-            if promotion is None or (position is not None and _tip_of(promotion).position < position):
+            promotion = self.promotion
+            if promotion is None or (position is not None and promotion.tip().position < position):
                 raise self._not_following()
-            return _caught_up(_tip_of(promotion), 0, 0, began)
+            return _caught_up(promotion.tip(), 0, 0, began)
         intake, replayer = self.intake, self.replayer
         first, first_bytes = replayer.applied.position.sequence, replayer.applied_bytes
         target = position if position is not None else await intake.furthest()
@@ -156,18 +160,16 @@ class Replica:
         """
         began = time.monotonic()
         async with self._changing:
-            wanted, done = self.wanted, self._promotion
+            wanted, done = self.wanted, self.promotion
             if wanted is not None and wanted.role == "lead" and done is not None and done.epoch == epoch:
                 return done
             if self.intake is None or self.replayer is None or self._kept is None:
                 raise self._not_following()
-            if epoch < self.files.promised():
+            if epoch < self.promised:
                 raise errors.Fenced(
                     f"a newer epoch than {epoch} was promised here", reason="epoch-promised", epoch=epoch
                 )
-            if epoch > self.files.promised():
-                await asyncio.to_thread(self.files.write_promise, epoch)
-            self.intake.promised = max(self.intake.promised, epoch)
+            await self.replayer.opened.wait()
             await self._halt()
             try:
                 await self.replayer.apply_all()
@@ -185,7 +187,7 @@ class Replica:
         async with self._changing:
             if self._kept is None or self._kept.wanted.role != "follow":
                 raise self._not_following()
-            trouble = self.intake.trouble if self.intake is not None else self._fault
+            trouble = self.intake.trouble if self.intake is not None else self.fault
             await self._end(clean=False)
             await asyncio.to_thread(self._prepare_rebuild, trouble)
             await self._keep(Kept(self._kept.wanted, rebuilt=True))
@@ -201,7 +203,7 @@ class Replica:
     @property
     def trouble(self) -> errors.DiffKeeperError | None:
         for found in (
-            self._fault,
+            self.fault,
             self.replayer.trouble if self.replayer is not None else None,
             self.intake.trouble if self.intake is not None else None,
         ):
@@ -211,72 +213,21 @@ class Replica:
 
     @property
     def state(self) -> str:
-        if self.wanted is None:
-            return "waiting"
-        if self.wanted.role == "lead":
-            return "leading"
-        if self.intake is None or self.replayer is None:
-            return "failed"
-        trouble = self.replayer.trouble
-        if trouble is not None and not self.replayer.is_log_bad and not isinstance(trouble, errors.Transient):
-            return "failed"
-        if trouble is not None or self.intake.trouble is not None:
-            return "stalled"
-        return "waiting" if self.intake.waiting or self._opening else "following"
+        return statuses.state_of(self)
 
     def status(self) -> dict[str, Any]:
-        intake, replayer, wanted = self.intake, self.replayer, self.wanted
-        promotion = self._promotion
-        still = _tip_of(promotion).position if promotion is not None else positions.START
-        applied = replayer.applied.position if replayer is not None else still
-        seen = max(intake.seen, applied) if intake is not None else still
-        trouble = self.trouble
-        opened = replayer.directory if replayer is not None else None
-        return {
-            "volume": self.volume,
-            "role": wanted.role if wanted is not None else "none",
-            "epoch": wanted.epoch if wanted is not None else 0,
-            "promised": max(self.files.promised(), intake.promised if intake is not None else 0),
-            "leader": wanted.leader if wanted is not None else "",
-            "path": str(self.path),
-            "journalled": str(intake.journal.tip.position if intake is not None else still),
-            "applied": str(applied),
-            "seen": str(seen),
-            "base_complete": promotion is not None or (opened is not None and opened.base_complete),
-            "lag": {
-                "frames": max(0, seen.sequence - applied.sequence),
-                "bytes": replayer.pending_bytes if replayer is not None else 0,
-                "ms": self._lag_ms(applied, seen),
-            },
-            "state": self.state,
-            "waiting_for": self._waiting_for(),
-            "error": trouble.to_dict() if trouble is not None else None,
-            "left_out": opened.notes if opened is not None else {},
-            "at_us": self._now_us(),
-        }
-
-    def _waiting_for(self) -> str:
-        if self._opening:
-            return "the directory is being brought to the journal's end"
-        return self.intake.waiting if self.intake is not None else ""
+        return statuses.status_of(self)
 
     def _could_not_open(self) -> bool:
         replayer = self.replayer
         return replayer is not None and replayer.directory is None and replayer.trouble is not None
-
-    def _lag_ms(self, applied: positions.Position, seen: positions.Position) -> int:
-        """How long the oldest delta that is not applied has been waiting since it was captured."""
-        if applied >= seen or self.intake is None or self.replayer is None:
-            return 0
-        stamp = self.replayer.oldest_stamp or self.intake.seen_stamp
-        return max(0, (self._now_us() - clocks.to_micros(stamp)) // 1000)
 
     # -- changing roles --------------------------------------------------------------------------------------
 
     async def _lead(self, role: Role) -> None:
         """The directory belongs to the program, whatever stood in it."""
         await self._end(clean=False)
-        promotion = self._promotion
+        promotion = self.promotion
         await self._keep(
             Kept(role, promotion if promotion is not None and promotion.epoch == role.epoch else None)
         )
@@ -300,15 +251,23 @@ class Replica:
             return
         await self._end(clean=True)
         await self._begin()
+        await self._check_adopted(role)
+
+    async def _check_adopted(self, role: Role) -> None:
+        """The caller forgets the tree state once it is answered, so the answer says whether it was used."""
+        if role.tree_state is not None and self.replayer is not None:
+            await self.replayer.opened.wait()
+            if self.replayer.directory is None and self.replayer.trouble is not None:
+                raise self.replayer.trouble
 
     async def _begin(self) -> None:
         """Open what is on disk and follow."""
         assert self._kept is not None, "only a wanted role begins"
-        self._fault = None
+        self.fault = None
         try:
             journal = await asyncio.to_thread(Journal.open, self.files.journal)
         except (errors.DiffKeeperError, OSError) as error:
-            self._fault = _as_ours(error, "opening the journal")
+            self.fault = _as_ours(error, "opening the journal")
             return
         replayer = Replayer(self.volume, self.files, lambda: intake.journal)
         intake = Intake(
@@ -317,9 +276,9 @@ class Replica:
             journal,
             lambda: Journal.open(self.files.journal, distrust_cache=True),
             replayer,
-            self._now_us,
+            self.now_us,
         )
-        intake.promised = self.files.promised()
+        intake.promised = self.promised
         intake.chain = [link.link() for link in self._kept.wanted.chain]
         self.intake, self.replayer = intake, replayer
         self._run_following()
@@ -333,11 +292,11 @@ class Replica:
 
     async def _replay(self, replayer: Replayer) -> None:
         if replayer.directory is None and replayer.trouble is None:
-            self._opening = True
+            self.opening = True
             try:
                 await replayer.open(self._open_directory)
             finally:
-                self._opening = False
+                self.opening = False
         await replayer.run()
 
     def _open_directory(self) -> directory.Directory:
@@ -371,6 +330,11 @@ class Replica:
             await replayer.close(clean=clean)
         if intake is not None:
             intake.close()
+
+    async def _promise(self, epoch: int) -> None:
+        if epoch > self.promised:
+            await asyncio.to_thread(self.files.write_promise, epoch)
+            self.promised = epoch
 
     async def _keep(self, kept: Kept) -> None:
         try:
@@ -409,9 +373,10 @@ class Replica:
             str(self.files.promoted),
             round((time.monotonic() - began) * 1000, 3),
         )
+        await self._promise(epoch)
         path = str(self.path)
         role = msgspec.structs.replace(
-            kept.wanted, role="lead", epoch=epoch, leader=self._log.site, path=path, tree_state=None
+            kept.wanted, role="lead", epoch=epoch, leader=self.site, path=path, tree_state=None
         )
         await self._keep(Kept(role, promotion))
         await asyncio.to_thread(self.files.leave_directory)
@@ -450,15 +415,11 @@ class Replica:
                 await asyncio.wait_for(replayer.moved.wait(), 0.1)
 
     def _not_following(self) -> errors.DiffKeeperError:
-        if self._fault is not None:
-            return self._fault
+        if self.fault is not None:
+            return self.fault
         return errors.Refused(
-            f"{self.volume} is not followed at {self._log.site}", reason="not-following", hint="dkctl status"
+            f"{self.volume} is not followed at {self.site}", reason="not-following", hint="dkctl status"
         )
-
-
-def _tip_of(promotion: Promotion) -> frames.Tip:
-    return frames.Tip(positions.parse(promotion.position), bytes.fromhex(promotion.hash))
 
 
 def _caught_up(tip: frames.Tip, count: int, size: int, began: float) -> dict[str, Any]:

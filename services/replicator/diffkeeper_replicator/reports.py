@@ -102,12 +102,10 @@ async def prove(replica: Replica) -> dict[str, Any]:
             chain = await asyncio.to_thread(_prove_chain, journal)
         finally:
             journal.close()
-        compared = {"ok": None, "compared": "nothing: the directory is its program's", "position": None}
+        compared = _not_compared("the directory is its program's", None)
     else:
         chain = await asyncio.to_thread(_prove_chain, replica.intake.journal)
         compared = await _prove_directory(replica, replica.intake.journal)
-    compared.setdefault("differences", [])
-    compared.setdefault("error", None)
     return {
         "volume": replica.volume,
         "ok": chain["ok"] and compared["ok"] is not False,
@@ -143,7 +141,7 @@ async def _prove_directory(replica: Replica, journal: Journal) -> dict[str, Any]
             }
         expected = await asyncio.to_thread(_replayed, replica, journal, position)
     except errors.DiffKeeperError as error:
-        return {"ok": False, "compared": "nothing", "position": None, "error": error.to_dict()}
+        return {**_not_compared("it could not be read", None), "ok": False, "error": error.to_dict()}
     different = verify.differences(expected, found)
     return {
         "ok": not different,
@@ -157,7 +155,13 @@ async def _prove_directory(replica: Replica, journal: Journal) -> dict[str, Any]
             }
             for one in different
         ],
+        "error": None,
     }
+
+
+def _not_compared(why: str, position: positions.Position | None) -> dict[str, Any]:
+    place = str(position) if position is not None else None
+    return {"ok": None, "compared": f"nothing: {why}", "position": place, "differences": [], "error": None}
 
 
 def _replayed(replica: Replica, journal: Journal, upto: positions.Position) -> dict[str, verify.Entry]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import cast
 
 from diffkeeper.domain import errors, frames, positions, volumes
 from diffkeeper.log import event_log
@@ -90,8 +89,7 @@ class Subscriber:
         was bad.
         """
         origin = self.origin(link)
-        messages = cast(AsyncGenerator[event_log.Stored, None], self._log.read(origin, first_sequence))
-        async with aclosing(messages):
+        async with aclosing(self._log.read(origin, first_sequence)) as messages:
             async for stored in messages:
                 try:
                     frame = frames.open_frame(stored.wire)

@@ -99,11 +99,9 @@ def replay(
     """The log from its first frame applied to an empty directory; the state at its end. Raises what the
     applier raises.
     """
+    state = empty_state(volume, into)
     root_fd = safe_paths.open_root(into)
-    tree = trees.Tree()
-    identities = {ROOT_ID: safe_paths.identity(root_fd)}
-    state = trees.TreeState(volume, frames.ORIGIN_TIP.position, frames.ORIGIN_TIP.hash, 0, tree, identities)
-    applier = Applier(root_fd, tree, identities, allow_setid=allow_setid)
+    applier = Applier(root_fd, state.tree, state.identities, allow_setid=allow_setid)
     try:
         for frame in log:
             applier.apply(frame.columns())
@@ -112,6 +110,23 @@ def replay(
         applier.close()
         os.close(root_fd)
     return state
+
+
+def empty_state(volume: str, root: Path) -> trees.TreeState:
+    """The state before the first frame, in an empty directory. Its own mode and owner become those with which
+    a tree begins: what a log says of its root is said against them.
+    """
+    tree = trees.Tree()
+    node = tree.nodes[ROOT_ID]
+    root_fd = safe_paths.open_root(root)
+    try:
+        if os.geteuid() == 0:
+            os.fchown(root_fd, node.uid, node.gid)
+        os.fchmod(root_fd, node.mode)
+        identities = {ROOT_ID: safe_paths.identity(root_fd)}
+    finally:
+        os.close(root_fd)
+    return trees.TreeState(volume, frames.ORIGIN_TIP.position, frames.ORIGIN_TIP.hash, 0, tree, identities)
 
 
 class Difference(NamedTuple):

@@ -121,7 +121,7 @@ class Trial:
         self.dkctl("down", "--site", site, "--kill")
 
     def start_site(self, site: str) -> None:
-        self.dkctl("down", "--site", site, "--start")
+        self.dkctl("up", "--detach", "--site", site)
 
     def failover(self, volume: str, target: str, *more: str) -> dict[str, Any]:
         """The finished operation, with its ``timings_ms``."""

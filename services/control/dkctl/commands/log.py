@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def of_page(page: dict[str, Any]) -> output.Answer:
 def _row(frame: dict[str, Any]) -> dict[str, Any]:
     return {
         "position": frame["position"],
-        "time": _time(frame.get("last_us")),
+        "time": output.moment(frame.get("last_us")),
         "origin": frame.get("origin"),
         "count": frame.get("count"),
         "size": output.size(frame.get("bytes")),
@@ -87,9 +86,3 @@ def _row(frame: dict[str, Any]) -> dict[str, Any]:
         "hash": frame.get("hash"),
         "parent": frame.get("parent"),
     }
-
-
-def _time(at_us: int | None) -> str | None:
-    if at_us is None:
-        return None
-    return datetime.fromtimestamp(at_us / 1e6, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -47,6 +47,14 @@ REPLICA_COLUMNS = [
     Column("MEASURED", "measured"),
     Column("PATH", "path", wide=True),
 ]
+# Directories of fenced writers: never thrown away, and nothing to be alarmed by.
+ORPHAN_COLUMNS = [
+    Column("ORPHAN", "volume"),
+    Column("SITE", "site"),
+    Column("EPOCH", "epoch"),
+    Column("SINCE", "since"),
+    Column("PATH", "path"),
+]
 
 
 @click.command()
@@ -90,6 +98,7 @@ def of_deployment(status: dict[str, Any]) -> output.Answer:
             output.Table(SITE_COLUMNS, [site_row(site) for site in sites]),
             output.Table(VOLUME_COLUMNS, [volume_row(volume) for volume in volumes]),
             output.Table(REPLICA_COLUMNS, [row for volume in volumes for row in replica_rows(volume)]),
+            output.Table(ORPHAN_COLUMNS, [row for volume in volumes for row in orphan_rows(volume)]),
         ],
         items=[*({"kind": "site"} | site for site in sites), *({"kind": "volume"} | one for one in volumes)],
         names=[*(f"site/{site['site']}" for site in sites), *(f"volume/{one['volume']}" for one in volumes)],
@@ -107,6 +116,7 @@ def of_volume(volume: dict[str, Any]) -> output.Answer:
         tables=[
             output.Table(VOLUME_COLUMNS, [volume_row(volume)]),
             output.Table(REPLICA_COLUMNS, replica_rows(volume)),
+            output.Table(ORPHAN_COLUMNS, orphan_rows(volume)),
         ],
         names=[f"volume/{volume['volume']}"],
         exit=exits.Exit.ATTENTION if findings else exits.Exit.DONE,
@@ -164,6 +174,13 @@ def replica_rows(volume: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for one in volume.get("sites", [])
         if one.get("role") == "follow"
+    ]
+
+
+def orphan_rows(volume: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        orphan | {"volume": volume["volume"], "since": output.moment(orphan.get("since_us"))}
+        for orphan in volume.get("orphans") or []
     ]
 
 

@@ -44,7 +44,7 @@ def of_verification(found: dict[str, Any]) -> output.Answer:
     replicas = found["replicas"]
     source = found.get("source") or {}
     rows = [
-        *(_row("chain", one, f"{one['frames']} frames, hash by hash") for one in found["chains"]),
+        *(_row("chain", one, f"{one.get('frames')} frames, hash by hash") for one in found["chains"]),
         *(_row("replica", one, one.get("compared")) for one in replicas),
     ]
     if source:

@@ -1,0 +1,323 @@
+"""The capture agent of a node: the volumes it captures, the one ring they share, the gate and the programs
+it started.
+
+What is captured is said by control alone: an agent that starts again knows nothing until it is told, and
+then finds its place from what is on its disk. Until then the programs' sync calls wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from diffkeeper.domain import errors, volumes
+from diffkeeper.domain.receipts import Level, Receipt
+from diffkeeper.log.event_log import EventLog
+from diffkeeper_capture import program as programs
+from diffkeeper_capture import sync_calls, volume_end, volume_status
+from diffkeeper_capture.bpf_probe import BpfProbe
+from diffkeeper_capture.drain_loop import DrainLoop
+from diffkeeper_capture.gate_socket import Admitted, GateSocket, Program
+from diffkeeper_capture.probes import RecordProbe
+from diffkeeper_capture.settings import AgentSettings
+from diffkeeper_capture.volume_builder import Builder
+from diffkeeper_capture.volume_capture import VolumeCapture
+from diffkeeper_capture.volume_order import Order, VolumeFiles, check_path
+from diffkeeper_capture.watch_probe import WatchProbe
+
+# A writer that was fenced has its program ended: nobody may read or write a volume that is led elsewhere.
+FENCED_GRACE_S = 2.0
+
+_log = structlog.get_logger("agent")
+
+
+@dataclass(slots=True)
+class _Held:
+    capture: VolumeCapture
+    role: asyncio.Task[None]
+    slot: int | None
+
+
+class Agent:
+    """``open`` before use, ``close`` after; in between ``run`` in a task."""
+
+    def __init__(self, settings: AgentSettings, log: EventLog) -> None:
+        self._settings = settings
+        self._directory = Path(settings.dir)
+        self._gate_path = Path(settings.gate_socket or self._directory / "gate.sock")
+        self._packer = ThreadPoolExecutor(1, thread_name_prefix="pack")
+        self._builder = Builder(log, settings.spool_bytes, self._packer)
+        self._gate_socket = GateSocket(self._gate_path, self._admit)
+        self._launcher = programs.Launcher(self._gate_path, self._directory / "programs")
+        self._held: dict[str, _Held] = {}
+        self._orders = asyncio.Lock()
+        self._probe: RecordProbe | None = None
+        self._drain: DrainLoop | None = None
+        self.why_no_bpf: str | None = None
+        self._next_slot = 1
+        self._started_us = time.time_ns() // 1000
+
+    # ----------------------------------------------------------------------------------------------- its own
+    # life
+
+    def open(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self.why_no_bpf = BpfProbe.why_not()
+        if self.why_no_bpf is None:
+            probe = BpfProbe(self._settings.ring_bytes)
+            probe.ignore(os.getpid())
+            self._probe = probe
+            self._drain = DrainLoop(
+                probe, self._settings.linger_ms / 1000, self._settings.linger_most_ms / 1000
+            )
+        else:
+            _log.warning("the exact probe cannot run here", why=self.why_no_bpf)
+        self._gate_socket.open()
+
+    async def run(self) -> None:
+        """Drain the ring; until cancelled."""
+        if self._drain is not None:
+            await self._drain.run()
+        await asyncio.get_running_loop().create_future()
+
+    async def close(self) -> None:
+        """Save what makes the next start short, then leave. Sync calls go on waiting."""
+        for held in self._held.values():
+            if held.capture.state == "capturing":
+                with contextlib.suppress(errors.DiffKeeperError):
+                    held.capture.save()
+        self._gate_socket.close()
+        for name in list(self._held):
+            await self._drop(name)
+        if self._probe is not None:
+            self._probe.close()
+        self._packer.shutdown()
+
+    # -----------------------------------------------------------------------------------------------------
+    # orders
+
+    async def attach(self, order: Order) -> dict[str, Any]:
+        """Begin to capture; the volume's status. The same order again changes nothing."""
+        volumes.check_name("volume", order.volume)
+        async with self._orders:
+            held = self._held.get(order.volume)
+            if held is not None and held.capture.state in ("scanning", "capturing"):
+                return self._attached_again(held.capture, order)
+            others = {
+                name: other.capture.order.path for name, other in self._held.items() if name != order.volume
+            }
+            path = await asyncio.to_thread(check_path, order.path, others, self._directory)
+            if held is not None:
+                await self._drop(order.volume)
+            return await self._attach(_at(order, path))
+
+    def _attached_again(self, capture: VolumeCapture, order: Order) -> dict[str, Any]:
+        known = capture.order
+        if (known.epoch, known.path) != (order.epoch, Path(os.path.realpath(order.path))):
+            raise errors.Refused(
+                f"volume {order.volume} is captured already, in {known.path} under epoch {known.epoch}",
+                reason="already-captured",
+                hint="dkctl status; a volume is captured once",
+            )
+        return self._status_of(capture)
+
+    async def _attach(self, order: Order) -> dict[str, Any]:
+        exact = self._choose_probe(order.probe)
+        files = VolumeFiles(self._directory / "volumes" / order.volume)
+        parts = await self._builder.build(order, files, sole_source=not exact)
+        watch = None if exact else WatchProbe(order.path)
+        probe = self._drain if watch is None else watch
+        assert probe is not None, "the exact probe was chosen"
+        capture = VolumeCapture(order, files, parts, probe, degrade_after_s=self._settings.degrade_after_s)
+        try:
+            # Before anything is read, so that no write falls between reading and watching.
+            slot = self._watch(order.path, capture) if watch is None else None
+            if watch is not None:
+                await asyncio.to_thread(watch.__enter__)
+        except BaseException:
+            capture.close()
+            raise
+        role = asyncio.create_task(self._hold(capture), name=f"capture {order.volume}")
+        self._held[order.volume] = _Held(capture, role, slot)
+        _log.info("capturing", volume=order.volume, path=str(order.path), epoch=order.epoch)
+        return self._status_of(capture)
+
+    def _choose_probe(self, wanted: str) -> bool:
+        """Whether the exact probe is to be used; raises Misconfigured when it was asked for and cannot be."""
+        if wanted == "bpf" and self._probe is None:
+            raise errors.Misconfigured(
+                f"the exact probe cannot run here: {self.why_no_bpf}",
+                reason="no-bpf",
+                hint="run the agent as root (or with CAP_BPF and CAP_PERFMON), or use --probe watch",
+            )
+        return wanted != "watch" and self._probe is not None
+
+    def _watch(self, path: Path, capture: VolumeCapture) -> int:
+        assert self._probe is not None and self._drain is not None, "the exact probe was chosen"
+        slot = self._next_slot
+        self._next_slot += 1
+        root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._probe.watch(slot, root)
+        finally:
+            os.close(root)
+        self._drain.add(slot, capture)
+        return slot
+
+    async def _hold(self, capture: VolumeCapture) -> None:
+        await capture.run()
+        if capture.state == "fenced" and capture.program is not None and capture.program.running:
+            _log.error("ending the program of a fenced volume", volume=capture.order.volume)
+            await volume_end.stop_program(capture, self._gate_socket, FENCED_GRACE_S)
+
+    async def start(self, name: str, command: programs.Command) -> dict[str, Any]:
+        """Start a program; ``{pid}``. Raises Refused when one runs or it cannot be executed."""
+        async with self._orders:
+            capture = self._capturing(name)
+            if capture.program is not None and capture.program.running:
+                raise errors.Refused(
+                    f"process {capture.program.pid} runs on volume {name} already",
+                    reason="program-running",
+                    hint="dkctl status",
+                    pid=capture.program.pid,
+                )
+            before = capture.program
+            ended = await self._launcher.start(name, capture.order.path, capture.order.durability, command)
+            deadline = time.monotonic() + programs.START_TIMEOUT_S
+            while time.monotonic() < deadline:
+                program = capture.program
+                if program is not None and program is not before and program.started:
+                    return {"pid": program.pid}
+                if ended.done():
+                    raise self._not_started(name, command, ended.result())
+                await asyncio.sleep(programs.POLL_S)
+        raise errors.TimedOut(f"the program of {name} was not executed within {programs.START_TIMEOUT_S:g} s")
+
+    def _not_started(self, name: str, command: programs.Command, code: int) -> errors.DiffKeeperError:
+        said = self._launcher.tail()
+        if code == 0:
+            return errors.Refused(f"the program of {name} ended at once", reason="program-ended", output=said)
+        why = said.removeprefix("diffkeeper-run: ") or f"{command.argv[0]} ended with {code}"
+        return errors.Refused(
+            f"the program of {name} could not be started: {why}",
+            reason="program-not-started",
+            hint="check the command and its rights",
+            exit_code=code,
+        )
+
+    async def sync(self, name: str, level: Level, timeout_s: float) -> Receipt:
+        return await self._capturing(name).sync(level, timeout_s)
+
+    async def hand_over(self, name: str, successor: str, grace_s: float, timeout_s: float) -> dict[str, Any]:
+        """See ``volume_end``; asked again after the end it gives the same answer."""
+        async with self._orders:
+            capture = self._capturing(name, or_ended=True)
+            answer = await volume_end.hand_over(capture, self._gate_socket, successor, grace_s, timeout_s)
+            await self._quiet(name)
+            return answer
+
+    async def release(self, name: str) -> dict[str, Any]:
+        async with self._orders:
+            answer = await volume_end.release(self._capturing(name, or_ended=True))
+            await self._quiet(name)
+            return answer
+
+    # -----------------------------------------------------------------------------------------------------
+    # status
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "site": self._settings.site,
+            "probe": "bpf" if self._probe is not None else "watch",
+            "why_not_bpf": self.why_no_bpf,
+            "gate_socket": str(self._gate_path),
+            "records": 0 if self._drain is None else self._drain.records,
+            "started_us": self._started_us,
+            "at_us": time.time_ns() // 1000,
+            "volumes": [self._status_of(held.capture) for _, held in sorted(self._held.items())],
+        }
+
+    def captures(self) -> list[VolumeCapture]:
+        return [held.capture for held in self._held.values()]
+
+    def _status_of(self, capture: VolumeCapture) -> dict[str, Any]:
+        status = volume_status.of(capture)
+        status["why_not_bpf"] = self.why_no_bpf if status["probe"] == "watch" else None
+        return status
+
+    # ---------------------------------------------------------------------------------------------------
+    # plumbing
+
+    def _capturing(self, name: str, or_ended: bool = False) -> VolumeCapture:
+        held = self._held.get(name)
+        if held is None:
+            raise errors.NotFound(
+                f"this agent does not capture a volume {name!r}", reason="no-such-volume", hint="dkctl status"
+            )
+        capture = held.capture
+        if capture.error is not None:
+            raise capture.error
+        if capture.is_ended and not or_ended:
+            raise errors.Refused(
+                f"volume {name} is not captured any more", reason="released", hint="attach it"
+            )
+        return capture
+
+    def _admit(self, program: Program) -> Admitted:
+        """A wrapper offers a program; raises NotFound while the volume is not (yet) captured here."""
+        capture = self._capturing(program.volume)
+        path = capture.order.path
+        if program.root is not None and Path(os.path.realpath(program.root)) != path:
+            raise errors.Refused(
+                f"volume {program.volume} is {path}, and the program is meant for {program.root}",
+                reason="other-directory",
+            )
+        running = capture.program
+        if running is not None and running.running and running.wrapper != program.wrapper:
+            raise errors.Refused(
+                f"process {running.pid} runs on volume {program.volume} already",
+                reason="program-running",
+                hint="a volume has one program; dkctl status",
+            )
+        capture.program = program
+        return Admitted(capture.gate, sync_calls.Root.of(str(path), program.seen_at))
+
+    async def _quiet(self, name: str) -> None:
+        """End the role of a volume whose reign is over; its status stays."""
+        held = self._held[name]
+        self._unwatch(held)
+        held.role.cancel()
+        await asyncio.wait({held.role})
+        if held.capture.program is not None:
+            self._gate_socket.drop(held.capture.program)
+
+    def _unwatch(self, held: _Held) -> None:
+        if held.slot is not None and self._probe is not None and self._drain is not None:
+            self._drain.remove(held.slot)
+            self._probe.unwatch(held.slot)
+            held.slot = None
+
+    async def _drop(self, name: str) -> None:
+        await self._quiet(name)
+        self._held.pop(name).capture.close()
+
+
+def _at(order: Order, path: Path) -> Order:
+    return Order(
+        order.volume,
+        path,
+        order.epoch,
+        order.parent,
+        order.durability,
+        order.policy,
+        order.tree_state,
+        order.probe,
+    )

@@ -1,0 +1,126 @@
+"""The agent's HTTP, as ARCHITECTURE.md says: bodies to orders, answers to JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from aiohttp import web
+
+from diffkeeper import http, metrics
+from diffkeeper.domain import errors, receipts, volumes
+from diffkeeper_capture.agent import Agent
+from diffkeeper_capture.agent_metrics import AgentMetrics
+from diffkeeper_capture.program import Command
+from diffkeeper_capture.volume_order import Order, parse_tip
+
+
+class Parent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    position: str
+    hash: str
+
+
+class AttachBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    path: str
+    epoch: int
+    parent: Parent
+    durability: str
+    policy: Literal["block", "degrade"] = "block"
+    tree_state: str | None = None
+    probe: Literal["auto", "bpf", "watch"] = "auto"
+
+
+class StartBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    argv: list[str]
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    uid: int | None = None
+    gid: int | None = None
+    bind: str | None = None
+
+
+class SyncBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    level: str
+    timeout_s: float = 30.0
+
+
+class HandoverBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    successor: str
+    grace_s: float = 10.0
+    timeout_s: float = 30.0
+
+
+class NoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class AgentApi:
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def add_to(self, app: web.Application) -> None:
+        measured = metrics.Metrics()
+        AgentMetrics(measured, self._agent)
+        volume = "/v1/volumes/{volume}"
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/v1/status", self._status),
+                web.post(f"{volume}/attach", self._attach),
+                web.post(f"{volume}/start", self._start),
+                web.post(f"{volume}/sync", self._sync),
+                web.post(f"{volume}/handover", self._handover),
+                web.post(f"{volume}/release", self._release),
+                measured.route(),
+            ]
+        )
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        sick = [capture.order.volume for capture in self._agent.captures() if capture.error is not None]
+        return http.json_response({"ok": not sick, "failed": sick}, 503 if sick else 200)
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return http.json_response(self._agent.status())
+
+    async def _attach(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, AttachBody)
+        if body.epoch < 1:
+            raise errors.Refused(f"{body.epoch} is not an epoch", reason="bad-request")
+        order = Order(
+            request.match_info["volume"],
+            Path(body.path),
+            body.epoch,
+            parse_tip(body.parent.position, body.parent.hash),
+            receipts.parse_level(body.durability),
+            volumes.UnmetPolicy(body.policy),
+            None if body.tree_state is None else Path(body.tree_state),
+            body.probe,
+        )
+        return http.json_response(await self._agent.attach(order))
+
+    async def _start(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, StartBody)
+        if not body.argv:
+            raise errors.Refused("there is no command to start", reason="bad-request")
+        command = Command(body.argv, body.env, body.cwd, body.uid, body.gid, body.bind)
+        return http.json_response(await self._agent.start(request.match_info["volume"], command))
+
+    async def _sync(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, SyncBody)
+        receipt = await self._agent.sync(
+            request.match_info["volume"], receipts.parse_level(body.level), body.timeout_s
+        )
+        return http.json_response(receipt.to_dict())
+
+    async def _handover(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, HandoverBody)
+        volumes.check_name("site", body.successor)
+        answer = await self._agent.hand_over(
+            request.match_info["volume"], body.successor, body.grace_s, body.timeout_s
+        )
+        return http.json_response(answer)
+
+    async def _release(self, request: web.Request) -> web.Response:
+        await http.read_body(request, NoBody)
+        return http.json_response(await self._agent.release(request.match_info["volume"]))

@@ -1,0 +1,139 @@
+"""Empties the probe's ring into the volumes: one ring, many volumes, one loop.
+
+While records keep coming the ring is looked at in short intervals instead of being woken for each record; an
+interval is also how long a frame stays open, and grows while the stream cannot keep up, so that frames get
+larger instead of more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+import structlog
+
+from diffkeeper_capture import probes, records
+
+# Records handled before other work of the loop gets its turn.
+RECORDS_A_TURN = 2048
+
+_log = structlog.get_logger("drain")
+
+
+class Fed(Protocol):
+    """A volume, as the loop knows it."""
+
+    def feed(self, record: records.Record, payload: memoryview) -> None: ...
+
+    def drained(self, empty_ns: int | None) -> bool:
+        """A turn has ended (``empty_ns``: when the ring was empty): ship what is due. Is there more?"""
+
+    def lost(self, inodes: frozenset[int] | None) -> None:
+        """Records of these files were lost; None: of nobody knows which."""
+
+    @property
+    def is_choked(self) -> bool:
+        """Nothing more can be taken now."""
+
+    @property
+    def is_behind(self) -> bool:
+        """The stream does not keep up with what is shipped."""
+
+
+class DrainLoop:
+    def __init__(self, probe: probes.RecordProbe, linger_s: float, linger_most_s: float) -> None:
+        self.records = 0
+        self._probe = probe
+        self._volumes: dict[int, Fed] = {}
+        self._linger_least_s, self.linger_most_s = linger_s, linger_most_s
+        self.linger_s = linger_s
+        self._lost = probe.lost()
+        self._readable = asyncio.Event()
+
+    def add(self, slot: int, volume: Fed) -> None:
+        self._volumes[slot] = volume
+
+    def remove(self, slot: int) -> None:
+        self._volumes.pop(slot, None)
+
+    @property
+    def lost_records(self) -> int:
+        return self._lost.records
+
+    def catch_up(self) -> int:
+        """Deliver everything that had returned before this call; the monotonic ns of which that is true."""
+        began_ns = time.monotonic_ns()
+        self.records += self._probe.drain(self._handle, upto=self._probe.produced())
+        self._look_for_lost()
+        return began_ns
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        descriptor = self._probe.fileno()
+        while True:
+            self._readable.clear()
+            loop.add_reader(descriptor, self._readable.set)
+            try:
+                await self._readable.wait()
+            finally:
+                loop.remove_reader(descriptor)
+            while await self._turns():  # noqa: ASYNC110
+                await asyncio.sleep(self.linger_s)
+
+    async def _turns(self) -> bool:
+        """All that waits, in turns; whether to look again soon."""
+        total = 0
+        empty_ns: int | None = None
+        while not self._is_choked():
+            began_ns = time.monotonic_ns()
+            delivered = self._probe.drain(self._handle, most=RECORDS_A_TURN)
+            self._look_for_lost()
+            total += delivered
+            if delivered < RECORDS_A_TURN:
+                empty_ns = began_ns
+                break
+            self._tell_drained(None)
+            await asyncio.sleep(0)
+        self.records += total
+        unfinished = self._tell_drained(empty_ns)
+        self._adapt()
+        return total > 0 or unfinished or self._is_choked()
+
+    def _handle(self, record: records.Record, payload: memoryview) -> None:
+        slot = record.volume
+        if slot == records.NO_VOLUME:
+            for volume in self._volumes.values():
+                volume.feed(record, payload)
+            return
+        fed = self._volumes.get(slot)
+        if fed is not None:
+            fed.feed(record, payload)
+
+    def _tell_drained(self, empty_ns: int | None) -> bool:
+        unfinished = [volume.drained(empty_ns) for volume in list(self._volumes.values())]
+        return any(unfinished)
+
+    def _look_for_lost(self) -> None:
+        lost = self._probe.lost()
+        if lost.records == self._lost.records:
+            return
+        before, self._lost = self._lost, lost
+        _log.error("the ring had no room for records", lost=lost.records - before.records)
+        fresh = lost.files - before.files
+        for slot, volume in list(self._volumes.items()):
+            inodes = frozenset(inode for of, inode in lost.files if of == slot)
+            if lost.everywhere or not fresh:
+                volume.lost(None)
+            elif inodes:
+                volume.lost(inodes)
+
+    def _is_choked(self) -> bool:
+        return any(volume.is_choked for volume in self._volumes.values())
+
+    def _adapt(self) -> None:
+        if any(volume.is_behind for volume in self._volumes.values()):
+            self.linger_s = min(self.linger_most_s, self.linger_s * 1.5)
+        else:
+            self.linger_s = max(self._linger_least_s, self.linger_s * 0.8)

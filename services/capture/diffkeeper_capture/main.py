@@ -1,0 +1,61 @@
+"""``diffkeeper-capture --config FILE``: the composition root of the capture agent."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from diffkeeper import http, service, settings
+from diffkeeper.log.nats_event_log import NatsEventLog
+from diffkeeper_capture.agent import Agent
+from diffkeeper_capture.agent_api import AgentApi
+from diffkeeper_capture.settings import AgentSettings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="diffkeeper-capture", description="Capture the writes of a node's volumes."
+    )
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="settings, as JSON")
+    config: Path = parser.parse_args().config
+
+    async def serve(scope: service.Scope) -> None:
+        await _serve(scope, settings.load(config, AgentSettings))
+
+    service.run_service("diffkeeper-capture", serve)
+
+
+def _hurry(nice: int, scope: service.Scope) -> None:
+    """Ask for the processor before others: what is not read from the ring in time is a gap."""
+    if not nice:
+        return
+    # Not for the programs that this agent starts.
+    os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    except PermissionError:
+        scope.log.warning("no right to a higher priority; a busy machine may cause gaps", nice=nice)
+
+
+async def _serve(scope: service.Scope, loaded: AgentSettings) -> None:
+    _hurry(loaded.nice, scope)
+    token = settings.read_token(Path(loaded.token_file))
+    secret = settings.read_token(Path(loaded.broker_secret_file))
+    log = await NatsEventLog.connect(loaded.site, loaded.servers, password=secret, name="diffkeeper-capture")
+    agent = Agent(loaded, log)
+    try:
+        agent.open()
+        scope.spawn("drain", agent.run())
+        app = http.make_app(token)
+        AgentApi(agent).add_to(app)
+        async with http.serve(app, loaded.host, loaded.port) as port:
+            scope.ready(site=loaded.site, port=port, probe=agent.status()["probe"])
+            await scope.stopping.wait()
+    finally:
+        await agent.close()
+        await log.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""From sealed frames to safety: into the spool, on to the publisher, and out of the spool when others have
+them.
+
+Frames are kept on disk, not in memory, while the stream is away. Only when the spool itself takes no more do
+frames wait here, and ``is_choked`` then asks for capture to pause: the ring overflows, which is a gap that
+is seen, instead of memory growing until the agent is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+import structlog
+
+from diffkeeper.domain import errors, frames, positions
+from diffkeeper.log.event_log import EventLog
+from diffkeeper_capture.durability import Durability
+from diffkeeper_capture.publisher import Publisher
+from diffkeeper_capture.spool import Spool
+
+HELD_MAX_BYTES = 32 * 1024 * 1024
+RETRY_S = 0.25
+# Without a barrier the spool is synced this often; only the loss at level observe depends on it.
+IDLE_SYNC_S = 1.0
+# A site that has no other to confirm keeps this share of the spool, then trusts its stream alone.
+ALONE_SHARE = 0.5
+
+_log = structlog.get_logger("shipper")
+
+
+class Shipper:
+    def __init__(self, spool: Spool, publisher: Publisher, durability: Durability) -> None:
+        self.trouble: errors.Transient | None = None
+        # Up to here the spool's frames are not needed for a restart: the saved tree stands there.
+        self.releasable = positions.START
+        self._spool = spool
+        self._publisher = publisher
+        self._durability = durability
+        self._held: deque[frames.Frame] = deque()
+        self._held_bytes = 0
+        self._wants_sync = asyncio.Event()
+
+    @property
+    def is_choked(self) -> bool:
+        return self._held_bytes > HELD_MAX_BYTES
+
+    def ship(self, sealed: Sequence[frames.Frame]) -> None:
+        """Take frames, in order. Never waits."""
+        for frame in sealed:
+            self._durability.sealed(frame)
+            if self._held or not self._take(frame):
+                self._held.append(frame)
+                self._held_bytes += len(frame.wire)
+
+    def sync_soon(self) -> None:
+        """A barrier was shipped: make the spool durable now, beside the publishing."""
+        self._wants_sync.set()
+
+    async def run(self) -> None:
+        """Sync, retry what the spool refused, release what others hold; until cancelled. Raises Corrupt."""
+        while True:
+            self._retry_held()
+            self._wants_sync.clear()
+            durable = await self._spool.sync()
+            if durable is not None:
+                self._durability.note_spooled(durable)
+            self._release()
+            try:
+                async with asyncio.timeout(RETRY_S if self._held else IDLE_SYNC_S):
+                    await self._wants_sync.wait()
+            except TimeoutError:
+                continue
+
+    async def follow_confirmations(self, log: EventLog) -> None:
+        """Hear what replicators say of our frames; until cancelled."""
+        async for confirmation in log.confirmations(self._publisher.origin):
+            self._durability.note_confirmed(confirmation)
+
+    def _take(self, frame: frames.Frame) -> bool:
+        try:
+            self._spool.append(frame)
+        except errors.Transient as error:
+            if self.trouble is None or self.trouble.reason != error.reason:
+                _log.error(error.message, hint=error.hint, reason=error.reason)
+            self.trouble = error
+            return False
+        self.trouble = None
+        self._publisher.offer(frame)
+        return True
+
+    def _retry_held(self) -> None:
+        while self._held and self._take(self._held[0]):
+            self._held_bytes -= len(self._held.popleft().wire)
+
+    def _release(self) -> None:
+        """Drop from the spool what two others hold: the stream and a replica at another site."""
+        safe = min(self._durability.stored, self._durability.remote())
+        alone = not self._durability.confirmed
+        if alone and self._spool.bytes_kept > ALONE_SHARE * self._spool.max_bytes:
+            safe = self._durability.stored
+        safe = min(safe, self.releasable)
+        if safe > positions.START:
+            self._spool.release(safe)

@@ -1,0 +1,408 @@
+"""One volume under capture: records → observer → framer → spool → stream, and the receipts on the way back.
+
+``run`` is the role: everything a capture does lives in its task group, and after it no task is left. A
+failure of any part ends the volume (state ``fenced`` or ``failed``), never the agent; calls that wait at its
+gate go on waiting, because nothing that is true can be told them. Records are handled in the event loop's
+own thread; only reading, hashing and fsync are given to threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+
+from diffkeeper.domain import errors, frames, trees
+from diffkeeper.domain.receipts import Level, Receipt
+from diffkeeper.log.event_log import EventLog
+from diffkeeper_capture import records
+from diffkeeper_capture.drain_loop import DrainLoop
+from diffkeeper_capture.durability import Durability
+from diffkeeper_capture.framer import Framer
+from diffkeeper_capture.gate import Call, Gate
+from diffkeeper_capture.gate_socket import Program
+from diffkeeper_capture.observer import Observer
+from diffkeeper_capture.patient_barriers import PatientBarriers
+from diffkeeper_capture.publisher import Publisher
+from diffkeeper_capture.shipper import Shipper
+from diffkeeper_capture.spool import Spool
+from diffkeeper_capture.tree_keeper import TreeKeeper
+from diffkeeper_capture.volume_order import Order, VolumeFiles
+from diffkeeper_capture.volume_recovery import Beginning, Start
+from diffkeeper_capture.watch_probe import WatchProbe
+
+ROOT_CHECK_S = 1.0
+# A first sight pauses while this much of it is not in the stream yet.
+BASE_AHEAD_BYTES = 64 * 1024 * 1024
+# After a loss, files are re-read only when the ring has held for so long (a barrier does not wait for that):
+# reading while records are lost makes more of them be lost.
+CALM_S = 0.5
+# The stream is said to lag behind from here on, and frames are made larger.
+BEHIND_BYTES = 1024 * 1024
+# Each frame costs an fsync at every holder. While as many as these wait for theirs, frames get larger, not more.
+FEW_FRAMES = 4
+
+_log = structlog.get_logger("capture")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a capture is made of; built by ``volume_builder``, closed by ``VolumeCapture.close``."""
+
+    start: Start
+    framer: Framer
+    observer: Observer
+    spool: Spool
+    publisher: Publisher
+    durability: Durability
+    shipper: Shipper
+    log: EventLog
+
+
+class VolumeCapture:
+    """``state``: scanning, capturing, fenced, failed or released."""
+
+    def __init__(
+        self,
+        order: Order,
+        files: VolumeFiles,
+        parts: Parts,
+        probe: DrainLoop | WatchProbe,
+        *,
+        degrade_after_s: float,
+    ) -> None:
+        self.order = order
+        self.files = files
+        self.state = "scanning"
+        self.error: errors.DiffKeeperError | None = None
+        self.program: Program | None = None
+        self.durability = parts.durability
+        self.framer = parts.framer
+        self.observer = parts.observer
+        self.spool = parts.spool
+        self.publisher = parts.publisher
+        self.shipper = parts.shipper
+        self.progress: dict[str, Any] = {
+            "files": 0,
+            "bytes": 0,
+            "files_total": 0,
+            "bytes_total": 0,
+            "done": False,
+        }
+        self.gate = Gate(
+            order.volume,
+            PatientBarriers(self),
+            level=order.durability,
+            policy=order.policy,
+            degrade_after_s=degrade_after_s,
+        )
+        self.gap_open = False
+        self.last_gap: dict[str, Any] | None = None
+        self._is_taking = True
+        self._observe: Callable[[records.Record, memoryview], None] = parts.observer.observe
+        self._lost_at = 0.0
+        self._broken = asyncio.Event()
+        self._breakage: Exception | None = None
+        self._start = parts.start
+        self._event_log = parts.log
+        # Exactly one of the two.
+        self._drain = probe if isinstance(probe, DrainLoop) else None
+        self._watch = probe if isinstance(probe, WatchProbe) else None
+        # Comparisons made for the portable probe, one after the other.
+        self._comparing = asyncio.Lock()
+        # Set while what the log says is known to be what the directory is.
+        self._whole = asyncio.Event()
+        self._keeper = TreeKeeper(files.tree_state, parts.shipper, parts.start.saved)
+
+    async def run(self) -> None:
+        """Capture until cancelled, or until it cannot go on: then ``state`` and ``error`` say why."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.publisher.run(), name="publish")
+                group.create_task(self.shipper.run(), name="spool")
+                group.create_task(
+                    self.shipper.follow_confirmations(self._event_log), name="hear confirmations"
+                )
+                group.create_task(self.gate.run(), name="gate")
+                group.create_task(self._keep(), name="keep")
+                group.create_task(self._fail_when_broken(), name="fail")
+                if self._watch is not None:
+                    group.create_task(self._collect(self._watch), name="watch")
+                await self._begin()
+                self._whole.set()
+                self.state = "capturing"
+        except* errors.DiffKeeperError as group_of_errors:
+            self._end(_first(group_of_errors))
+        except* Exception as group_of_errors:  # noqa: BLE001
+            # A defect in one volume's capture must not take the others with it.
+            _log.exception("capture failed", volume=self.order.volume)
+            self._end(
+                errors.DiffKeeperError(f"capture failed: {_first(group_of_errors)!r}", reason="internal")
+            )
+
+    async def _fail_when_broken(self) -> None:
+        await self._broken.wait()
+        assert self._breakage is not None, "it is set before"
+        # Where the directory itself was moved away, that is what people must hear of, not what followed.
+        await asyncio.to_thread(self.observer.reader.check_root)
+        raise self._breakage
+
+    def _break(self, error: Exception) -> None:
+        """End the volume for a reason met while records were handled; the loop that handles them goes on."""
+        if self._breakage is None:
+            self._breakage = error
+            self._broken.set()
+            self._stop_taking()
+
+    def _stop_taking(self) -> None:
+        """Records that still come are of no concern."""
+        self._is_taking = False
+        self._observe = _ignore
+
+    def _end(self, error: BaseException) -> None:
+        assert isinstance(error, errors.DiffKeeperError), "only ours come here"
+        self.state = "fenced" if isinstance(error, errors.Fenced) else "failed"
+        self._stop_taking()
+        self.error = error
+        self._whole.set()  # whoever waits for it finds the error
+        self.durability.fail(error)
+        _log.error(
+            error.message, volume=self.order.volume, state=self.state, reason=error.reason, hint=error.hint
+        )
+
+    async def _begin(self) -> None:
+        match self._start.beginning:
+            case Beginning.TRUST:
+                self.progress["done"] = True
+                return
+            case Beginning.FIRST_SIGHT:
+                await self._first_sight()
+                return
+            case Beginning.COMPARE:
+                cause = ""
+            case Beginning.RESTART:
+                cause = "agent-restart"
+                self._note_gap(cause)
+        async with self._comparing:
+            for _ in self.observer.rescan(cause):
+                await self._breathe()
+            await self._settle()
+        self.gap_open = False
+        if self._start.based:
+            self.progress["done"] = True
+        else:
+            self._end_base()
+
+    async def _first_sight(self) -> None:
+        scan = self.observer.scan_base() if self._watch is None else self._watch.scan_base(self.observer)
+        async with self._comparing:
+            for progress in scan:
+                self.progress = {**asdict(progress), "done": False}
+                await self._breathe()
+            await self._settle()
+        self._end_base()
+
+    async def _collect(self, watch: WatchProbe) -> None:
+        """The portable probe's loop: wait for changes, compare, ship."""
+        await self._until_whole()
+        while True:
+            await watch.changed_paths()
+            async with self._comparing:
+                for _ in watch.collect(self.observer):
+                    await self._breathe()
+            self._ship(self.framer.cut())
+
+    def _end_base(self) -> None:
+        self._ship(self.framer.cut(frames.Flag.BASE_END))
+        self.progress["done"] = True
+        self.files.write_reign(self.order, based=True)
+
+    async def _breathe(self) -> None:
+        """Between two steps of a comparison: ship, let others work, stay close to the stream."""
+        self._ship(self.framer.take())
+        await asyncio.sleep(0)
+        while self.shipper.is_choked or self.publisher.behind_bytes > BASE_AHEAD_BYTES:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+    async def _settle(self) -> None:
+        while not self.observer.settle(self._catch_up()):
+            self._ship(self.framer.cut())
+            await self._breathe()
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(ROOT_CHECK_S)
+            await asyncio.to_thread(self.observer.reader.check_root)
+            self._settle_gap()
+            since = self.spool.bytes_after(self._keeper.saved)
+            if self._whole.is_set() and self._keeper.is_due(self.framer.tip.position, since):
+                self.save()
+
+    @property
+    def is_exact(self) -> bool:
+        return self._drain is not None
+
+    @property
+    def lost_records(self) -> int:
+        return 0 if self._drain is None else self._drain.lost_records
+
+    def feed(self, record: records.Record, payload: memoryview) -> None:
+        # For every write of the machine's volumes: nothing here but the call.
+        try:
+            self._observe(record, payload)
+        except Exception as error:  # noqa: BLE001
+            self._break(error)
+
+    def drained(self, empty_ns: int | None) -> bool:
+        if not self._is_taking:
+            return False
+        try:
+            return self._drained(empty_ns)
+        except Exception as error:  # noqa: BLE001
+            self._break(error)
+            return False
+
+    def _drained(self, empty_ns: int | None) -> bool:
+        settled = True
+        if time.monotonic() - self._lost_at < CALM_S:
+            settled = not self.observer.doubts  # looked at again soon
+        elif empty_ns is not None and self._whole.is_set():
+            settled = self.observer.settle(empty_ns)
+            if settled:
+                self._settle_gap()
+        if (
+            self.framer.pending
+            and not self.framer.is_packing  # full frames are on their way: the next may fill up too
+            and self.framer.oldest_pending_age() >= self._due_us()
+        ):
+            self._ship(self.framer.cut())
+        else:
+            self._ship(self.framer.take())
+        return not settled or self.framer.pending > 0 or self.framer.is_packing
+
+    def _due_us(self) -> float:
+        """How old the oldest delta of an open frame may become before it is cut."""
+        if self._drain is None:
+            return 0
+        unsafe = self.framer.tip.position.sequence - self.durability.safe().sequence
+        linger_s = self._drain.linger_s if unsafe < FEW_FRAMES else self._drain.linger_most_s
+        return linger_s * 1e6
+
+    def lost(self, inodes: frozenset[int] | None) -> None:
+        if not self._is_taking:
+            return
+        self._lost_at = time.monotonic()
+        detail = "everywhere" if inodes is None else f"{len(inodes)} files"
+        self._note_gap("lost-records")
+        self.observer.lose(inodes or (), everywhere=inodes is None, detail=detail)
+
+    @property
+    def is_choked(self) -> bool:
+        return self.shipper.is_choked
+
+    @property
+    def is_behind(self) -> bool:
+        return self.publisher.behind_bytes > BEHIND_BYTES
+
+    def _catch_up(self) -> int:
+        return self._drain.catch_up() if self._drain is not None else time.monotonic_ns()
+
+    def _ship(self, sealed: Sequence[frames.Frame]) -> None:
+        if sealed:
+            self.shipper.ship(sealed)
+
+    def _note_gap(self, cause: str) -> None:
+        self.gap_open = True
+        self.last_gap = {
+            "cause": cause,
+            "at_us": time.time_ns() // 1000,
+            "position": str(self.framer.tip.position),
+        }
+
+    def _settle_gap(self) -> None:
+        if self.gap_open and self._whole.is_set() and not self.observer.doubts:
+            self.gap_open = False
+
+    async def cut_barrier(self, calls: Sequence[Call]) -> frames.Tip:
+        """Everything that had returned before this call, in frames on their way; or raises the end."""
+        await self._until_whole()
+        if self._watch is not None:
+            async with self._comparing:
+                for _ in self._watch.barrier(self.observer):
+                    await self._breathe()
+        while not self.observer.before_barrier(self._catch_up()):
+            self._ship(self.framer.cut())
+            await asyncio.sleep(0)
+        self._ship(self.framer.cut(frames.Flag.BARRIER))
+        self.shipper.sync_soon()
+        return self.framer.tip
+
+    async def reach(self, tip: frames.Tip, level: Level) -> Receipt:
+        return await self.durability.reach(tip, level)
+
+    async def sync(self, level: Level, timeout_s: float) -> Receipt:
+        """A receipt for everything written so far; raises TimedOut, or what ended the capture."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                tip = await self.cut_barrier(())
+                return await self.durability.reach(tip, level)
+        except TimeoutError as error:
+            raise errors.TimedOut(
+                f"level {level.word} was not reached within {timeout_s:g} s; nothing written is lost",
+                reason="level-unmet",
+                hint="dkctl status shows who is behind",
+                stored=str(self.durability.stored),
+                confirmed=str(self.durability.remote()),
+            ) from error
+
+    async def _until_whole(self) -> None:
+        await self._whole.wait()
+        if self.error is not None:
+            raise self.error
+        if self.state == "released":
+            raise errors.Refused(f"volume {self.order.volume} is not captured any more", reason="released")
+
+    def tree_state(self) -> trees.TreeState:
+        """The tree at the end of the log. The caller has cut, so that no delta waits in an open frame."""
+        assert not self.framer.pending and not self.framer.is_packing, "the tree would be ahead of the log"
+        tip = self.framer.tip
+        return self.observer.state(self.order.volume, tip.position, tip.hash, self.framer.stamp)
+
+    def save(self) -> None:
+        """Keep the tree as it is now, unless something has to be compared first or waits for the spool."""
+        if self.observer.settle(self._catch_up()):
+            self._ship(self.framer.cut())
+            if not self.shipper.is_choked and self.spool.last == self.framer.tip.position:
+                self._keeper.save(self.tree_state())
+
+    @property
+    def is_ended(self) -> bool:
+        return self.state == "released"
+
+    def end_epoch(self, flags: frames.Flag, successor: str) -> None:
+        """Cut the last frame of the reign; nothing is captured after it. The caller has drained."""
+        self._ship(self.framer.cut(flags, successor))
+        self.shipper.sync_soon()
+        self.state = "released"
+        self._stop_taking()
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+        self.observer.close()
+        self.spool.close()
+
+
+def _ignore(_record: records.Record, _payload: memoryview) -> None:
+    pass
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,116 @@
+"""From an order, the spool and the stream to the point at which capture goes on.
+
+Three ways to begin: a *first sight* (no log yet: read everything as its base), a *takeover* (a tree was
+handed over at the parent: nothing to read after a promotion, compare by fingerprint after a time unwatched),
+and a *restart* (our own epoch has frames: the agent died). After a restart the tree is the last one saved
+plus the names in the frames behind it, which are all in the spool; then everything is compared by
+fingerprint, and the log says by a gap that nobody watched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from dataclasses import dataclass
+
+from diffkeeper.domain import deltas, errors, frames, positions, trees
+from diffkeeper_capture import volume_state
+from diffkeeper_capture.spool import Spool
+from diffkeeper_capture.volume_order import Order, VolumeFiles
+
+_NAMES = deltas.NAMING | {deltas.Op.ATTR}
+
+
+class Beginning(enum.Enum):
+    FIRST_SIGHT = "first sight"
+    TRUST = "trust"  # the tree is what the directory is
+    COMPARE = "compare"  # it may have changed unwatched, in order
+    RESTART = "restart"  # it may have changed unwatched while it was ours to watch
+
+
+@dataclass(slots=True)
+class Start:
+    """Where capture goes on. ``state`` is None before a first sight."""
+
+    beginning: Beginning
+    tip: frames.Tip
+    stamp: int
+    state: trees.TreeState | None
+    # Whether the log has the whole first sight.
+    based: bool
+    # Where the tree that a restart begins with stands.
+    saved: positions.Position
+
+
+async def find_start(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) -> Start:
+    """``tip`` is where stream and spool end. Reads in a thread; raises Corrupt when no tree can be had."""
+    if tip.position.epoch == order.epoch:
+        return await asyncio.to_thread(_restart, order, files, spool, tip)
+    start = await asyncio.to_thread(_begin, order, files)
+    # From here on a restart finds the tree at the parent, whatever happens to the file that was handed over.
+    state = start.state or trees.TreeState(
+        order.volume, order.parent.position, order.parent.hash, 0, trees.Tree(), {}, {}
+    )
+    await asyncio.to_thread(files.directory.mkdir, parents=True, exist_ok=True)
+    await asyncio.to_thread(volume_state.save, files.tree_state, state)
+    await asyncio.to_thread(files.write_reign, order, based=start.based)
+    return start
+
+
+def _begin(order: Order, files: VolumeFiles) -> Start:
+    if order.tree_state is None:
+        if order.parent.position == positions.START:
+            return Start(Beginning.FIRST_SIGHT, order.parent, 0, None, False, order.parent.position)
+        raise _no_tree(order, "none was given")
+    state = volume_state.load(order.tree_state)
+    if state is None:
+        raise _no_tree(order, f"{order.tree_state} does not exist")
+    if (state.position, state.frame_hash) != (order.parent.position, order.parent.hash):
+        raise _no_tree(order, f"{order.tree_state} is of {state.position}")
+    if state.volume != order.volume:
+        raise _no_tree(order, f"{order.tree_state} is of volume {state.volume}")
+    beginning = Beginning.COMPARE if files.is_ours(order.tree_state) else Beginning.TRUST
+    return Start(beginning, order.parent, state.stamp, state, True, order.parent.position)
+
+
+def _restart(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) -> Start:
+    reign = files.read_reign()
+    state = volume_state.load(files.tree_state)
+    if state is None or reign is None or reign.epoch != order.epoch:
+        raise _no_tree(order, f"{files.directory} does not hold this epoch's")
+    based = reign.based
+    at = frames.Tip(state.position, state.frame_hash)
+    for frame in spool.frames_after(state.position):
+        if frame.position > tip.position:
+            break
+        if frames.follows(at, frame) is not frames.Follows.NEXT:
+            raise _no_tree(order, f"the spool does not continue {at.position}")
+        _replay_names(state, frame)
+        based = based or bool(frame.header.flags & frames.Flag.BASE_END)
+        at = frames.Tip(frame.position, frame.hash)
+        state.stamp = max(state.stamp, frame.header.last)
+    if at != tip:
+        raise _no_tree(order, f"the spool ends at {at.position} and the log at {tip.position}")
+    known = {
+        file_id: identity for file_id, identity in state.identities.items() if file_id in state.tree.nodes
+    }
+    state.identities = known
+    return Start(Beginning.RESTART, tip, state.stamp, state, based, state.position)
+
+
+def _replay_names(state: trees.TreeState, frame: frames.Frame) -> None:
+    columns = frame.columns()
+    if not columns.args:
+        return  # only content
+    for delta in columns:
+        if delta.op in _NAMES:
+            state.tree.apply(delta)
+
+
+def _no_tree(order: Order, why: str) -> errors.Corrupt:
+    return errors.Corrupt(
+        f"volume {order.volume} cannot go on: its tree at {order.parent.position} is missing: {why}",
+        reason="no-tree-state",
+        hint="fail over to a replica, which has the tree; nothing was changed here",
+        volume=order.volume,
+    )
