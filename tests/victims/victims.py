@@ -81,14 +81,18 @@ def wait_until(what: str, ready: Callable[[], bool], timeout_s: float) -> None:
         time.sleep(POLL_S)
 
 
-def wait_ready(victim: Victim, timeout_s: float = 60.0) -> None:
+def wait_ready(victim: Victim, timeout_s: float = 30.0) -> None:
     def answers() -> bool:
         try:
             victim.connect().close()
-        except OSError:
+        except OSError as error:
+            if str(error) not in told:
+                told.add(str(error))
+                print(f"{victim.name}: {error}")
             return False
         return True
 
+    told: set[str] = set()
     wait_until(f"{victim.name} takes connections", answers, timeout_s)
 
 
