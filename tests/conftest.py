@@ -16,6 +16,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("laws")
 
 
+# A busy machine is no fault of the code: what takes too long is told by the time limit of each test.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
+
+
 @pytest.fixture
 async def brokers(tmp_path: Path) -> AsyncIterator[support.Brokers]:
     started = support.Brokers(tmp_path)

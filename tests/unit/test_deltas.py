@@ -12,7 +12,7 @@ from diffkeeper.domain.deltas import Columns, Delta, Op
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.delta_strategies import any_delta
+from tests.support.delta_strategies import any_delta
 
 
 def columns_of(run: list[Delta]) -> Columns:

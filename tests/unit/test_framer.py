@@ -10,7 +10,7 @@ from diffkeeper_capture.framer import Framer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.replays import Replay
+from tests.support.replays import Replay
 
 
 class HandClock:

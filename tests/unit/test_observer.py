@@ -14,9 +14,9 @@ from diffkeeper.domain.deltas import Op
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.records import NO_VOLUME, Flag, Kind
 
-from tests.forged_records import ForgedProgram
-from tests.replays import Replay, snapshot
-from tests.sinks import ListSink
+from tests.support.forged_records import ForgedProgram
+from tests.support.replays import Replay, snapshot
+from tests.support.sinks import ListSink
 
 
 class Bench:

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.forged_records import ForgedProgram
-from tests.replays import Replay, snapshot
-from tests.sinks import ListSink
+from tests.support.forged_records import ForgedProgram
+from tests.support.replays import Replay, snapshot
+from tests.support.sinks import ListSink
 
 NAMES = st.sampled_from(["a", "b", "c"])
 # "d" is a directory at first, so that paths of two components often exist.

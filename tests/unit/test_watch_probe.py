@@ -15,8 +15,8 @@ from diffkeeper_capture import contents
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.watch_probe import WatchProbe
 
-from tests.replays import Replay, snapshot
-from tests.sinks import ListSink
+from tests.support.replays import Replay, snapshot
+from tests.support.sinks import ListSink
 
 
 class Watched:

@@ -170,6 +170,8 @@ class Naming:
             return
         if source.file_id in self._shadow.unmapped:
             self._find_inode(source.file_id, *there)
+        if exchange and target.file_id in self._shadow.unmapped:
+            self._find_inode(target.file_id, *here)
         self._check_if_uncertain(record, here, there)
 
     def _moved_in(self, target: Place) -> None:
@@ -326,9 +328,13 @@ class Naming:
         )
 
     def _must_be_known(self, record: Record, place: Place | None) -> int | None:
-        if place is not None and place.file_id is None:
+        if place is None:
+            return None
+        if place.file_id is None:
             self._contradiction(record, place.parent, place.name, "what was changed is not known")
-        return None if place is None else place.file_id
+        elif place.parent:
+            self._check_if_uncertain(record, (place.parent, place.name))
+        return place.file_id
 
     # ----------------------------------------------------------------------------------------------------- resolving, looking
 
@@ -386,9 +392,13 @@ class Naming:
             return None
 
     def _take_inode(self, file_id: int, inode: int) -> None:
-        before = self._shadow.bind(file_id, inode)
+        """Bind a new id to the number found under its name, unless names moved between the call and the look."""
+        before = self._shadow.by_inode.get(inode)
+        if before is not None and before not in self._shadow.guessed:
+            return  # what stands there now is something else; this id is found when its own record comes
+        self._shadow.bind(file_id, inode)
+        self._shadow.guessed.add(file_id)
         if before is not None:
-            # One of the two is wrong: names moved between the call and this look.
             for place in sorted(self._shadow.tree.nodes[before].entries):
                 self._find_inode(before, *place)
                 self._doubts.entry(*place)
@@ -399,6 +409,7 @@ class Naming:
         status = self._look(parent, name, node.kind)
         if status is not None and status.st_ino not in self._shadow.by_inode:
             self._shadow.bind(file_id, status.st_ino)
+            self._shadow.guessed.add(file_id)
             self.attributes(file_id, status.st_mode, status.st_uid, status.st_gid, 0)
 
     # --------------------------------------------------------------------------------------------------------------- doubts

@@ -34,8 +34,8 @@ from diffkeeper_capture.scanner import Depth, Progress, Scanner
 from diffkeeper_capture.shadow import Shadow
 from diffkeeper_capture.system_calls import call_name
 
-# Of a WRITE: nothing to think about without these.
-_CAREFUL = Flag.UNREADABLE | Flag.OVERLAPPED | Flag.UNLINKED
+# Of a WRITE: nothing to think about without these. Plain integers: an enum's ``&`` costs as much as all the rest.
+_CAREFUL = int(Flag.UNREADABLE | Flag.OVERLAPPED | Flag.UNLINKED)
 # What ``settle`` reads before it lets the agent drain and ship again.
 SETTLE_BUDGET_BYTES = 8 * 1024 * 1024
 # Inodes that lost their last name lately: a write that was in flight then is no surprise.

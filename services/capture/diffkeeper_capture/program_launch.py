@@ -35,11 +35,19 @@ class Launch:
     """How the program is to be started."""
 
     argv: tuple[str, ...]
+    environment: dict[bytes, bytes]
     cwd: str | None = None
     uid: int | None = None
     gid: int | None = None
     bind: tuple[str, str] | None = None  # (directory, where the program sees it)
     gated: bool = True
+
+
+def environment_as_given() -> dict[bytes, bytes]:
+    """What this process was started with; in the C locale Python itself adds LC_CTYPE to ``os.environ``."""
+    with open("/proc/self/environ", "rb") as file:
+        entries = file.read().split(b"\0")
+    return dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +75,7 @@ def become_program(
     try:
         _prepare(launch, parent, parent_end, signal_mask, step)
         step.now = "exec"
-        os.execvp(launch.argv[0], launch.argv)
+        os.execvpe(launch.argv[0], launch.argv, launch.environment)
     except errors.DiffKeeperError as error:
         failure = Failure(error.message, error.hint, EXIT_OWN_FAILURE)
     except OSError as error:

@@ -95,7 +95,14 @@ class _NotStarted(Exception):
 def run(options: argparse.Namespace) -> int:
     """Start the program and stay with it; its wait status."""
     launch = Launch(
-        tuple(options.argv), options.cwd, options.uid, options.gid, options.bind, gated=not options.no_gate
+        tuple(options.argv),
+        # Before the identity changes: a process that changed it may not read its own any more.
+        program_launch.environment_as_given(),
+        options.cwd,
+        options.uid,
+        options.gid,
+        options.bind,
+        gated=not options.no_gate,
     )
     # Before the fork, so that no signal is lost between it and the loop.
     relay = SignalRelay()

@@ -75,6 +75,7 @@ class Scanner:
     def __init__(self, shadow: Shadow, reader: rereader.Rereader, contents: Contents) -> None:
         self.changes = 0
         self.read_bytes = 0
+        self.looked = 0
         self._shadow = shadow
         self._reader = reader
         self._contents = contents
@@ -98,39 +99,51 @@ class Scanner:
         self._depth = depth
         self._seen.clear()
         self._queue.extend((directory, names, deep) for directory, names in scope.items())
+        yield from self._work_off()
+        if (self._parked or self._missing) and not deep and not self._contents.sole_source:
+            # What is not where it was may be anywhere. (Notifications of the portable probe name the other place too.)
+            self._queue.append((ROOT_ID, None, True))
+            yield from self._work_off()
+        self._reader.check_root()
+        yield self._finish()
+
+    def _work_off(self) -> Iterator[int]:
         while self._queue:
             directory, names, below = self._queue.popleft()
             if self._shadow.is_directory(directory):
                 yield from self._directory(directory, names, below)
-        self._reader.check_root()
-        yield self._finish()
 
     def scan_base(self) -> Iterator[Progress]:
         """The first sight of everything below the root."""
         progress = Progress()
         yield from self._count(progress)
-        start = self.read_bytes
-        self._log_root_xattrs()
+        read_before, looked_before = self.read_bytes, self.looked
+        self._log_root()
         for _ in self.compare({ROOT_ID: None}, deep=True, depth=Depth.NAMES):
-            progress.files = len(self._shadow.tree.nodes) - 1
-            progress.bytes = self.read_bytes - start
+            progress.files = self.looked - looked_before
+            progress.bytes = self.read_bytes - read_before
             progress.files_total = max(progress.files_total, progress.files)
             progress.bytes_total = max(progress.bytes_total, progress.bytes)
             yield progress
+        progress.files_total, progress.bytes_total = progress.files, progress.bytes
         progress.done = True
         yield progress
 
     def _count(self, progress: Progress) -> Iterator[Progress]:
         """What there is to read, for people who wait; entries that vanish meanwhile do not matter."""
-        for _, directories, files, fd in os.fwalk(self._reader.root):
+        for path, directories, files in os.walk(self._reader.root):
             for name in files:
                 with contextlib.suppress(OSError):
-                    progress.bytes_total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
+                    progress.bytes_total += os.lstat(os.path.join(path, name)).st_blocks * 512
             progress.files_total += len(directories) + len(files)
             yield progress
 
-    def _log_root_xattrs(self) -> None:
+    def _log_root(self) -> None:
+        """What the root is, whatever it is: a replica's own directory may have begun as anything."""
         with self._reader.directory(ROOT_ID) as fd:
+            status = os.fstat(fd)
+            attributes = {"mode": stat.S_IMODE(status.st_mode), "uid": status.st_uid, "gid": status.st_gid}
+            self._shadow.change_attributes(ROOT_ID, attributes, _now_us())
             self._log_xattrs(ROOT_ID, rereader.list_xattrs(fd, b"."), {})
 
     def read_file(self, file_id: int) -> Iterator[int]:
@@ -178,6 +191,7 @@ class Scanner:
             if known is not None:
                 self._missing.append((directory, name))
         elif isinstance(found, Found):
+            self.looked += 1
             if known is not None and self._is_same(known, found):
                 yield from self._compare_known(known, found, deep)
                 return
@@ -322,7 +336,9 @@ class Scanner:
             # Below itself, as the shadow still has it: two directories changed places. Made anew, which costs data only.
             self._shadow.unbind(other)
             return False
-        self._parked.pop(other, None)
+        if self._parked.pop(other, None) is None:
+            # Somebody else may stand where it was.
+            self._queue.append((source[0], frozenset((source[1],)), False))
         return True
 
     def _still_there(self, entry: tuple[int, bytes], found: Found) -> bool:

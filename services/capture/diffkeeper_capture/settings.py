@@ -18,7 +18,8 @@ class AgentSettings(settings.Settings, frozen=True, forbid_unknown_fields=True, 
     gate_socket: str = ""  # default: gate.sock in ``dir``
     host: str = "127.0.0.1"
     port: int = 0
-    ring_bytes: int = 64 * MIB
+    # Counted twice in the agent's resident memory: the ring is mapped two times in a row.
+    ring_bytes: int = 32 * MIB
     spool_bytes: int = 4096 * MIB
     linger_ms: float = 2.0
     linger_most_ms: float = 20.0

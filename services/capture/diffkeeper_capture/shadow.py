@@ -27,7 +27,16 @@ _OP_OF = {
 class Shadow:
     """Not safe for threads; one owner."""
 
-    __slots__ = ("by_inode", "generation_of", "inode_of", "on_forget", "sink", "tree", "unmapped")
+    __slots__ = (
+        "by_inode",
+        "generation_of",
+        "guessed",
+        "inode_of",
+        "on_forget",
+        "sink",
+        "tree",
+        "unmapped",
+    )
 
     def __init__(self, sink: FrameSink, tree: trees.Tree | None = None) -> None:
         self.sink = sink
@@ -37,6 +46,8 @@ class Shadow:
         self.generation_of: dict[int, int] = {}
         # Invariant: of the ids in the tree, exactly those in ``unmapped`` have no entry in ``inode_of``.
         self.unmapped: set[int] = set(self.tree.nodes)
+        # Ids whose inode was looked up after their call: something else may have taken the name by then.
+        self.guessed: set[int] = set()
         # Called with an id whose last name is gone, while its inode is still known.
         self.on_forget: list[Callable[[int], None]] = []
 
@@ -66,6 +77,7 @@ class Shadow:
         if inode is not None:
             del self.by_inode[inode]
         self.generation_of.pop(file_id, None)
+        self.guessed.discard(file_id)
         if file_id in self.tree.nodes:
             self.unmapped.add(file_id)
 

@@ -154,6 +154,11 @@ int dk_sys_enter(u64 *ctx)
 
 /* ------------------------------------------------------------------------------------------- sys_exit, class by class */
 
+INLINE struct dk_task *kept_of(struct task_struct *task)
+{
+	return bpf_task_storage_get(&tasks, task, NULL, 0);
+}
+
 /* What sys_enter saw of this call, taken once; NULL when the probe was not there yet. */
 INLINE struct dk_task *take_started(struct dk_task *mine, u32 nr)
 {
@@ -220,9 +225,9 @@ INLINE u32 write_flags(struct file *file, u32 rwf)
 	return result;
 }
 
-static int on_write(struct task_struct *task, struct dk_task *mine, struct pt_regs *regs, u32 nr, s64 ret)
+static int on_write(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 ret)
 {
-	struct dk_task *before = take_started(mine, nr);
+	struct dk_task *mine = kept_of(task), *before = take_started(mine, nr);
 	struct file *file = AS(file, file_of(task, ARG0(regs)));
 	struct inode *inode = regular(file);
 	u32 rwf = nr == NR_pwritev2 ? ARG5(regs) : 0;
@@ -268,9 +273,9 @@ static int on_write(struct task_struct *task, struct dk_task *mine, struct pt_re
 	return 0;
 }
 
-static int on_range(struct task_struct *task, struct dk_task *mine, struct pt_regs *regs, u32 nr, s64 ret)
+static int on_range(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 ret)
 {
-	struct dk_task *before;
+	struct dk_task *mine, *before;
 	struct file *file;
 	struct inode *inode;
 	s64 from = 0, to;
@@ -280,6 +285,7 @@ static int on_range(struct task_struct *task, struct dk_task *mine, struct pt_re
 
 	if (!changes_range(regs, nr))
 		return 0;
+	mine = kept_of(task);
 	before = take_started(mine, nr);
 	file = AS(file, file_of(task, changed_fd(regs, nr)));
 	inode = regular(file);
@@ -328,9 +334,9 @@ INLINE void answer(struct task_struct *task, struct file *file)
 	__sync_fetch_and_add(&state.answer_count, 1);
 }
 
-static int on_resize(struct task_struct *task, struct dk_task *mine, struct pt_regs *regs, u32 nr, s64 ret)
+static int on_resize(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 ret)
 {
-	struct dk_task *before = take_started(mine, nr);
+	struct dk_task *mine = kept_of(task), *before = take_started(mine, nr);
 	struct file *file = AS(file, file_of(task, ARG0(regs)));
 	struct inode *inode = regular(file);
 	struct dk_record *record;
@@ -356,10 +362,10 @@ static int on_resize(struct task_struct *task, struct dk_task *mine, struct pt_r
 	return 0;
 }
 
-static int on_open(struct task_struct *task, struct dk_task *mine, struct pt_regs *regs, u32 nr, s64 ret)
+static int on_open(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 ret)
 {
 	u32 asked = open_flags(regs, nr), length, what;
-	struct dk_task *before;
+	struct dk_task *mine, *before;
 	struct naming *texts;
 	struct dentry *dentry, *parent;
 	struct inode *inode;
@@ -371,6 +377,7 @@ static int on_open(struct task_struct *task, struct dk_task *mine, struct pt_reg
 
 	if (!(asked & (O_CREAT_FLAG | O_TRUNC_FLAG)))
 		return 0;
+	mine = kept_of(task);
 	before = take_started(mine, nr);
 	if (ret < 0)
 		return 0;
@@ -728,9 +735,9 @@ INLINE bool is_rename(u32 nr)
 	return nr == NR_renameat || nr == NR_renameat2;
 }
 
-static int on_naming(struct task_struct *task, struct dk_task *mine, struct pt_regs *regs, u32 nr, s64 ret)
+static int on_naming(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 ret)
 {
-	struct dk_task *before = take_started(mine, nr);
+	struct dk_task *mine = kept_of(task), *before = take_started(mine, nr);
 	struct naming *call = scratch();
 	u32 fd_kind = 0;
 
@@ -763,7 +770,6 @@ int dk_sys_exit(u64 *ctx)
 	s64 ret = ctx[1];
 	u64 nr = (s64)CALL_NR(regs);
 	struct task_struct *task;
-	struct dk_task *mine = NULL;
 	u32 class;
 
 	if (nr >= CLASSES)
@@ -784,19 +790,17 @@ int dk_sys_exit(u64 *ctx)
 	/* Classes below TIMED have nothing to clean up after a failed call. */
 	if (class < TIMED && ret < 0 && ret > -4096)
 		return 0;
-	if (class >= TIMED)
-		mine = bpf_task_storage_get(&tasks, task, NULL, 0);
 	switch (class) {
 	case WRITING:
-		return on_write(task, mine, regs, nr, ret);
+		return on_write(task, regs, nr, ret);
 	case RANGE:
-		return on_range(task, mine, regs, nr, ret);
+		return on_range(task, regs, nr, ret);
 	case RESIZING:
-		return on_resize(task, mine, regs, nr, ret);
+		return on_resize(task, regs, nr, ret);
 	case OPENING:
-		return on_open(task, mine, regs, nr, ret);
+		return on_open(task, regs, nr, ret);
 	case NAMING:
-		return on_naming(task, mine, regs, nr, ret);
+		return on_naming(task, regs, nr, ret);
 	case ATTRIBUTES:
 		return on_simple(task, regs, nr, KIND_ATTR, ARG0(regs));
 	case SYNCING:

@@ -7,13 +7,16 @@ from diffkeeper.domain.deltas import Delta, Op
 from hypothesis import strategies as st
 
 IDS = st.integers(0, deltas.FILE_ID_MAX)
-NAMES = st.binary(min_size=1, max_size=255).filter(deltas.is_name)
+NAMES = st.one_of(
+    st.sampled_from([b"a", b"longer name", b"\xff\xfe", "n\u00e4me".encode(), b"x" * 255, b"...", b"\n"]),
+    st.binary(min_size=1, max_size=4).filter(deltas.is_name),
+)
 MODES = st.integers(0, 0o7777)
 OWNERS = st.integers(0, (1 << 32) - 1)
 AT = st.integers(0, (1 << 32) - 1)
 OFFSETS = st.integers(0, (1 << 62))
-_TARGETS = st.binary(min_size=1, max_size=300).filter(lambda target: b"\0" not in target)
-_TEXTS = st.text(max_size=40)
+_TARGETS = st.binary(min_size=1, max_size=12).filter(lambda target: b"\0" not in target)
+_TEXTS = st.text(max_size=12)
 
 _ARGS = {
     Op.CREATE: st.tuples(IDS, NAMES, MODES, OWNERS, OWNERS),
@@ -30,7 +33,7 @@ _ARGS = {
             optional={"mode": MODES, "uid": OWNERS, "gid": OWNERS, "mtime_ns": st.integers(0, (1 << 64) - 1)},
         )
     ),
-    Op.XATTR: st.tuples(st.binary(min_size=1, max_size=255), st.one_of(st.none(), st.binary(max_size=500))),
+    Op.XATTR: st.tuples(st.binary(min_size=1, max_size=20), st.one_of(st.none(), st.binary(max_size=40))),
     Op.BARRIER: st.tuples(_TEXTS, st.integers(0, 1 << 22)),
     Op.GAP: st.tuples(_TEXTS, _TEXTS),
 }
@@ -41,7 +44,7 @@ def any_delta(draw: st.DrawFn) -> Delta:
     op = draw(st.sampled_from(Op))
     file_id, offset, at_us = draw(IDS), draw(OFFSETS), draw(AT)
     if op is Op.WRITE:
-        data = draw(st.binary(max_size=200))
+        data = draw(st.binary(max_size=40))
         return Delta(op, file_id, offset, len(data), data, (), at_us)
     args = draw(_ARGS[op]) if op in _ARGS else ()
     return Delta(op, file_id, offset, draw(OFFSETS), b"", args, at_us)
