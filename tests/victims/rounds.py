@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from tests.support import deployments, orphans
+from tests.support import orphans, trial_deployments
 from tests.victims import load, operations, victims
 
 VOLUME = "victim"
@@ -107,12 +107,12 @@ class Arena:
             with self._load(seed) as clients, self.victim.side_load():
                 clients.wait_for(acknowledged=WARM_UP)
                 time.sleep(moment)
-                doomed = deployments.working_below(self.paths[self.leader])
+                doomed = trial_deployments.working_below(self.paths[self.leader])
                 self.trial.kill_site(self.leader)
             assert clients.disconnected > 0, "the kill came in the middle of the load"
         report = watch.last_before(self._death_us())
         victims.wait_until("the killed program is gone", lambda: orphans.are_gone(doomed), 10)
-        left = deployments.working_below(self.paths[self.leader])
+        left = trial_deployments.working_below(self.paths[self.leader])
         assert left == [], f"processes {left} of the killed site still work on its directory"
         accept = ["--accept-loss"] if self._durability == "observe" else []
         operation = self.trial.failover(VOLUME, self.other, *accept)

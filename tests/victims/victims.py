@@ -64,14 +64,6 @@ class Victim(Protocol):
         """More load beside the recorded clients."""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def wait_until(what: str, ready: Callable[[], bool], timeout_s: float) -> None:
     """Poll with an end; the failure names what was waited for."""
     deadline = time.monotonic() + timeout_s
