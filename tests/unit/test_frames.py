@@ -52,7 +52,7 @@ def with_header(frame: Frame, **changes: Any) -> bytes:
     head_bytes = frame.body_at - 8
     fields = msgpack.unpackb(frame.wire[8 : 8 + head_bytes])
     fields.update(changes)
-    head = msgpack.packb({key: value for key, value in fields.items() if value is not None})
+    head: bytes = msgpack.packb({key: value for key, value in fields.items() if value is not None})
     return b"DKF1" + struct.pack("<I", len(head)) + head + frame.wire[frame.body_at :]
 
 
