@@ -16,7 +16,7 @@ from tests.support.sinks import ListSink
 from diffkeeper.domain import frames, limits, positions
 from diffkeeper.domain.deltas import Op
 from diffkeeper_capture.observer import Observer
-from diffkeeper_capture.records import NO_VOLUME, Flag, Kind
+from diffkeeper_capture.records import NO_VOLUME, Flag, Kind, Record
 
 
 class Bench:
