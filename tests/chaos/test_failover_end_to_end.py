@@ -238,6 +238,23 @@ async def test_failover_whose_target_dies_gives_the_volume_back_to_its_leader(
     assert len(writers(deployment)) == 2, "one program and its wrapper, where they were"
 
 
+async def test_volume_at_rest_moves_there_and_back_at_once_and_is_confirmed_before_it_is_written(
+    deployment: Deployment,
+) -> None:
+    await start_writer(deployment)
+    deployment.programs[0].terminate()
+    deployment.programs[0].wait()
+    await deployment.post("/v1/volumes/lines/release", {"exit_code": 0})
+    for to in ("west", "east"):
+        operation = await fail_over(deployment, to=to)
+        assert operation["planned"]
+        assert operation["result"]["pid"] is None, "a program that did not run is not started"
+        receipt = await deployment.post("/v1/volumes/lines/sync", {"level": "remote", "timeout_s": 20})
+        assert receipt["position"] == operation["result"]["position"]
+    verified = await deployment.post("/v1/volumes/lines/verify")
+    assert (verified["ok"], verified["source"]["ok"]) == (True, True), verified
+
+
 async def test_program_outlives_its_agent_and_goes_on_once_the_next_one_has_its_order(
     deployment: Deployment,
 ) -> None:

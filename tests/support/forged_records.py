@@ -239,5 +239,11 @@ class ForgedProgram:
         if path2 is not None:
             payload += os.fsencode(path2) + b"\0"
         self._tell(
-            Kind.PATH, payload, volume=NO_VOLUME, offset=int(op), inode=self._base, inode2=self._base, **fields
+            Kind.PATH,
+            payload,
+            volume=NO_VOLUME,
+            offset=int(op),
+            inode=self._base,
+            inode2=self._base,
+            **fields,
         )

@@ -160,7 +160,7 @@ class FrameChain:
     ) -> frames.Frame:
         self._stamp += 4096
         frame = frames.seal(
-            columns(run),
+            frames.pack(columns(run), self._compressor),
             volume=self.volume,
             origin=self.origin,
             position=positions.Position(self.epoch, self.tip.position.sequence + 1),
@@ -168,7 +168,6 @@ class FrameChain:
             parent_hash=self.tip.hash,
             first=self._stamp,
             last=self._stamp,
-            compressor=self._compressor,
             flags=flags,
             successor=successor,
         )

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.sinks import ListSink
+from tests.support.sinks import ListSink
 
 from diffkeeper.domain.deltas import ROOT_ID, Op
 from diffkeeper_capture.observer import Observer

@@ -7,12 +7,12 @@ import tracemalloc
 
 import msgpack
 import pytest
-from diffkeeper.domain import deltas, errors, limits
-from diffkeeper.domain.deltas import Columns, Delta, Op
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.support.delta_strategies import any_delta
+
+from diffkeeper.domain import deltas, errors, limits
+from diffkeeper.domain.deltas import Columns, Delta, Op
 
 
 def columns_of(run: list[Delta]) -> Columns:
@@ -22,7 +22,9 @@ def columns_of(run: list[Delta]) -> Columns:
     return columns
 
 
-def body(ops: bytes, args: bytes, data: bytes = b"", *, ids: int = 2, offset: int = 0, length: int = 0) -> bytes:
+def body(
+    ops: bytes, args: bytes, data: bytes = b"", *, ids: int = 2, offset: int = 0, length: int = 0
+) -> bytes:
     count = len(ops)
     return b"".join(
         (

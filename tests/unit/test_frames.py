@@ -10,14 +10,14 @@ from typing import Any
 import msgpack
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.delta_strategies import any_delta
+
 from diffkeeper.domain import deltas, errors, frames, limits
 from diffkeeper.domain.deltas import Delta
 from diffkeeper.domain.frames import Flag, Follows, Frame, Tip
 from diffkeeper.domain.positions import Position
-from hypothesis import given
-from hypothesis import strategies as st
-
-from tests.support.delta_strategies import any_delta
 
 COMPRESSOR = frames.Compressor()
 
@@ -34,7 +34,7 @@ def sealed(
     for delta in run or []:
         columns.add(delta)
     return frames.seal(
-        columns,
+        frames.pack(columns, COMPRESSOR),
         volume="v",
         origin="east",
         position=position,
@@ -42,7 +42,6 @@ def sealed(
         parent_hash=parent_hash,
         first=10,
         last=20,
-        compressor=COMPRESSOR,
         flags=Flag(0) if flags is None else flags,
         successor=successor,
     )
@@ -53,7 +52,7 @@ def with_header(frame: Frame, **changes: Any) -> bytes:
     head_bytes = frame.body_at - 8
     fields = msgpack.unpackb(frame.wire[8 : 8 + head_bytes])
     fields.update(changes)
-    head = msgpack.packb({key: value for key, value in fields.items() if value is not None})
+    head: bytes = msgpack.packb({key: value for key, value in fields.items() if value is not None})
     return b"DKF1" + struct.pack("<I", len(head)) + head + frame.wire[frame.body_at :]
 
 
@@ -204,13 +203,22 @@ def test_the_tip_itself_is_a_duplicate() -> None:
     assert frames.follows(Tip(frame.position, frame.hash), frame) is Follows.DUPLICATE
 
 
-@given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 1), st.booleans(), st.integers(1, 5), st.integers(1, 9))
+@given(
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.integers(0, 1),
+    st.booleans(),
+    st.integers(1, 5),
+    st.integers(1, 9),
+)
 def test_only_what_names_the_tip_as_its_parent_is_next(
     epoch: int, sequence: int, older: int, same_hash: bool, tip_epoch: int, tip_sequence: int
 ) -> None:
     parent = Position(max(0, epoch - older), sequence - 1)
     tip = Tip(Position(tip_epoch, tip_sequence), H)
-    frame = sealed(position=Position(epoch, sequence), parent=parent, parent_hash=H if same_hash else b"\2" * 32)
+    frame = sealed(
+        position=Position(epoch, sequence), parent=parent, parent_hash=H if same_hash else b"\2" * 32
+    )
     is_next = frames.follows(tip, frame) is Follows.NEXT
     assert is_next == (epoch >= tip_epoch and parent == tip.position and same_hash)
 

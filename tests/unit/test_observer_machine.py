@@ -13,16 +13,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from diffkeeper.domain import frames
-from diffkeeper_capture.observer import Observer
-from diffkeeper_capture.records import Flag, Kind, Record
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
 from tests.support.forged_records import ForgedProgram
 from tests.support.replays import Replay, snapshot
 from tests.support.sinks import ListSink
+
+from diffkeeper.domain import frames
+from diffkeeper_capture.observer import Observer
+from diffkeeper_capture.records import Flag, Kind, Record
 
 NAMES = st.sampled_from(["a", "b", "c"])
 # "d" is a directory at first, so that paths of two components often exist.
@@ -194,7 +194,6 @@ class ProgramMachine(RuleBasedStateMachine):
             call()  # type: ignore[operator]
         except OSError:
             return
-
 
     @rule()
     def settle_midway(self) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.replays import Replay, snapshot
+from tests.support.sinks import ListSink
+
 from diffkeeper.domain import errors, frames
 from diffkeeper.domain.deltas import Op
 from diffkeeper_capture import contents
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.watch_probe import WatchProbe
-
-from tests.support.replays import Replay, snapshot
-from tests.support.sinks import ListSink
 
 
 class Watched:

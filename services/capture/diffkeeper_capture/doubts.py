@@ -34,9 +34,7 @@ class Doubts:
     @property
     def is_serious(self) -> bool:
         """Whether the log is known to differ from the disk, not only suspected."""
-        return bool(
-            self.entries or self.contents or self.attributes or self.unknown or self.everything
-        )
+        return bool(self.entries or self.contents or self.attributes or self.unknown or self.everything)
 
     def explain(self, end_ns: int) -> bool:
         """Whether a comparison newer than a call may have logged its effect already."""
@@ -62,7 +60,13 @@ class Doubts:
     def take(self) -> Doubts:
         """What there is, to be settled; this one is empty afterwards."""
         taken = replace(self)
-        self.entries, self.checks, self.contents, self.attributes, self.unknown = {}, set(), set(), set(), set()
+        self.entries, self.checks, self.contents, self.attributes, self.unknown = (
+            {},
+            set(),
+            set(),
+            set(),
+            set(),
+        )
         self.everything = self.everywhere_content = False
         return taken
 

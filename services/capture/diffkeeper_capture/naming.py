@@ -354,10 +354,13 @@ class Naming:
             self._contradiction(
                 record, resolved.directory, resolved.name, "a path leads to what is not known"
             )
-        elif not path.startswith(b"/") and base.device in (0, self._resolver.device):
-            if base.inode not in self._shadow.by_inode:
-                # It may be one of our directories whose number is not known yet.
-                self._doubt_unmapped()
+        elif (
+            not path.startswith(b"/")
+            and base.device in (0, self._resolver.device)
+            and base.inode not in self._shadow.by_inode
+        ):
+            # It may be one of our directories whose number is not known yet.
+            self._doubt_unmapped()
         return None
 
     def _doubt_unmapped(self) -> None:

@@ -274,11 +274,15 @@ class VolumeCapture:
             settled = self.observer.settle(empty_ns)
             if settled:
                 self._settle_gap()
-        if self.framer.pending and self.framer.oldest_pending_age() >= self._due_us():
+        if (
+            self.framer.pending
+            and not self.framer.is_packing  # full frames are on their way: the next may fill up too
+            and self.framer.oldest_pending_age() >= self._due_us()
+        ):
             self._ship(self.framer.cut())
         else:
             self._ship(self.framer.take())
-        return not settled or self.framer.pending > 0
+        return not settled or self.framer.pending > 0 or self.framer.is_packing
 
     def _due_us(self) -> float:
         """How old the oldest delta of an open frame may become before it is cut."""
@@ -364,7 +368,7 @@ class VolumeCapture:
 
     def tree_state(self) -> trees.TreeState:
         """The tree at the end of the log. The caller has cut, so that no delta waits in an open frame."""
-        assert not self.framer.pending, "the tree would be ahead of the log"
+        assert not self.framer.pending and not self.framer.is_packing, "the tree would be ahead of the log"
         tip = self.framer.tip
         return self.observer.state(self.order.volume, tip.position, tip.hash, self.framer.stamp)
 

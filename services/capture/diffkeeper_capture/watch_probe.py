@@ -129,7 +129,9 @@ def _scope(shadow: Shadow, changed: set[bytes]) -> Scope:
             directory, name = child, part
         there = names.setdefault(directory, set())
         if not is_name(name) or b"\xef\xbf\xbd" in name:
-            names[directory] = None  # the root itself, or a name that is not UTF-8 and was told with replacements
+            names[directory] = (
+                None  # the root itself, or a name that is not UTF-8 and was told with replacements
+            )
         elif there is not None:
             there.add(name)
     return {directory: None if of is None else frozenset(of) for directory, of in names.items()}

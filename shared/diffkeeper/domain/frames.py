@@ -105,8 +105,26 @@ class Compressor:
         return (Codec.ZSTD, packed) if len(packed) < len(body) else (Codec.PLAIN, body)
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The body of a frame to be: encoded and compressed, which needs nothing of the frame before it."""
+
+    codec: Codec
+    body: bytes
+    count: int  # deltas
+    body_bytes: int  # before compression
+
+
+def pack(columns: deltas.Columns, compressor: Compressor) -> Packed:
+    """The costly half of sealing; may run in a thread of its own. The caller cuts early: see ``FRAME_TARGET_BYTES``."""
+    body = columns.encode()
+    assert len(body) <= limits.FRAME_MAX_BODY_BYTES, "a frame must be cut before it outgrows its limit"
+    codec, packed = compressor.compress(body)
+    return Packed(codec, packed, len(columns), len(body))
+
+
 def seal(
-    columns: deltas.Columns,
+    packed: Packed,
     *,
     volume: str,
     origin: str,
@@ -115,15 +133,11 @@ def seal(
     parent_hash: bytes,
     first: clocks.Stamp,
     last: clocks.Stamp,
-    compressor: Compressor,
     flags: Flag = NO_FLAGS,
     fidelity: Fidelity = Fidelity.EXACT,
     successor: str = "",
 ) -> Frame:
-    """Columns as a frame that can be published. The caller keeps frames below ``FRAME_TARGET_BYTES`` by cutting early."""
-    body = columns.encode()
-    assert len(body) <= limits.FRAME_MAX_BODY_BYTES, "a frame must be cut before it outgrows its limit"
-    codec, packed = compressor.compress(body)
+    """A packed body as a frame that can be published: header, place in the chain, hash."""
     header = Header(
         volume,
         origin,
@@ -132,16 +146,16 @@ def seal(
         parent_hash,
         first,
         last,
-        len(columns),
-        len(body),
+        packed.count,
+        packed.body_bytes,
         flags,
         fidelity,
-        codec,
+        packed.codec,
         "",
         successor,
     )
     head = msgpack.packb(_to_map(header), use_bin_type=True)
-    wire = b"".join((_PREFIX.pack(MAGIC, len(head)), head, packed))
+    wire = b"".join((_PREFIX.pack(MAGIC, len(head)), head, packed.body))
     return Frame(header, blake3(wire).digest(), wire, _PREFIX.size + len(head))
 
 
