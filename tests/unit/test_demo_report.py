@@ -30,14 +30,20 @@ def story(**changes: Any) -> report.Story:
     return told
 
 
-DIFFERS = {
+DIFFERS: dict[str, Any] = {
     "site": "west",
     "ok": False,
     "compared": "x",
     "differences": [{"path": "orders.db-shm"}],
     "error": None,
 }
-UNCOMPARED = {"site": "west", "ok": None, "compared": "nothing", "differences": [], "error": None}
+UNCOMPARED: dict[str, Any] = {
+    "site": "west",
+    "ok": None,
+    "compared": "nothing",
+    "differences": [],
+    "error": None,
+}
 
 
 def test_a_story_in_which_everything_holds_is_ok() -> None:
