@@ -187,13 +187,14 @@ class BpfProbe:
         return self._ring.drain(handle, upto, most)
 
     def lost(self) -> probes.Lost:
-        counted = self._state.lost_records
+        missed = self._loaded.missed()
+        counted = self._state.lost_records + missed
         if counted != self._lost.records:
             keys = self._loaded.map("lost_files").keys(_LOST_FILE.size)
             self._lost = probes.Lost(
                 records=counted,
                 files=frozenset((volume, inode) for inode, volume, _ in map(_LOST_FILE.unpack, keys)),
-                everywhere=bool(self._state.lost_everywhere),
+                everywhere=bool(self._state.lost_everywhere or missed),
             )
         return self._lost
 
