@@ -102,12 +102,14 @@ def _prepare(
         os.close(listener)
         # A gated call that does nothing: from its number the wrapper knows those of the calls to come.
         seccomp.libc.syncfs(-1)
-    if launch.gid is not None:
+    # Who is already who they must be needs no rights, and keeps their other groups.
+    changes_user = launch.uid is not None and launch.uid != os.getuid()
+    if launch.gid is not None and (changes_user or launch.gid != os.getgid()):
         step.now = f"become group {launch.gid}"
-        if launch.gid != os.getgid() or launch.uid is not None:
-            os.setgroups([launch.gid])
+        os.setgroups([launch.gid])
         os.setresgid(launch.gid, launch.gid, launch.gid)
-    if launch.uid is not None:
+    if changes_user:
+        assert launch.uid is not None, "a change is to somebody"
         step.now = f"become user {launch.uid}"
         os.setresuid(launch.uid, launch.uid, launch.uid)
     # After the identity changed, because a change clears it. Without the wrapper nobody would let calls go

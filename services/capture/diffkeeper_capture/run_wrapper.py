@@ -10,6 +10,7 @@ library only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -139,7 +140,8 @@ def run(options: argparse.Namespace) -> int:
         ours.close()  # the child reads the end of it and exits
         os.waitpid(child, 0)
         raise _no_agent(options.agent_socket, error) from error
-    ours.send(b"g")
+    with contextlib.suppress(BrokenPipeError):  # the child has failed already, and said why
+        ours.send(b"g")
     ours.close()
     failure = _read_failure(failures_out)
     if failure is not None:
