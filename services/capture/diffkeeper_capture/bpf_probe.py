@@ -12,8 +12,8 @@ import ctypes
 import errno
 import os
 import secrets
-import time
 import struct
+import time
 from dataclasses import dataclass
 
 from diffkeeper.domain import errors
