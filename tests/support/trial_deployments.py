@@ -35,6 +35,7 @@ def deployment(deployment_folder: Path) -> Iterator[trials.Trial]:
     try:
         with trials.Trial(directory) as trial:
             yield trial
+            print("at the end:", trial.control().status())
     except errors.DiffKeeperError as error:
         print_logs(directory)
         pytest.fail(f"{error.message}\n{error.hint}")

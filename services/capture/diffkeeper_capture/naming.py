@@ -173,6 +173,8 @@ class Naming:
         if exchange and target.file_id in self._shadow.unmapped:
             self._find_inode(target.file_id, *here)
         self._check_if_uncertain(record, here, there)
+        if self._is_uncertain(record):
+            self._doubts.suspects.update((source.file_id, target.file_id or source.file_id))
 
     def _moved_in(self, target: Place) -> None:
         """From outside: read where it is now. Not a gap, for nothing of it was the volume's before."""
@@ -310,16 +312,28 @@ class Naming:
                 self._doubts.place_of(self._shadow.tree, file_id)
 
     def _truncated(self, record: Record, path: bytes, _: bytes) -> int | None:
-        place = self._target(record, path)
-        if place is not None and place.file_id is None:
-            self._contradiction(record, place.parent, place.name, "what was truncated is not known")
-        return None if place is None else place.file_id
+        base = base_of(record)
+        resolved = self._resolver.target(base, path)
+        file_id = self._must_be_known(record, self._placed(record, base, path, resolved))
+        if file_id is None and isinstance(resolved, Place | Lost):
+            self._doubts.truncated.add((base, path))
+        elif file_id is not None and self._is_uncertain(record):
+            self._doubts.contents |= {file_id, *self._doubts.suspects}
+        return file_id
+
+    def found_truncated(self, truncated: set[tuple[Base, bytes]]) -> set[int]:
+        """Which files stand now at paths that led to nothing known when they were truncated."""
+        found = (self._resolver.target(base, path) for base, path in truncated)
+        return {place.file_id for place in found if isinstance(place, Place) and place.file_id is not None}
 
     def _changed_xattr(self, record: Record, path: bytes, name: bytes) -> None:
         place = self._entry(record, path) if record.extra == 1 else self._target(record, path)
         file_id = self._must_be_known(record, place)
-        if file_id is not None:
-            self.xattr(file_id, name, record.end_ns // 1000)
+        if file_id is None:
+            return
+        self.xattr(file_id, name, record.end_ns // 1000)
+        if self._is_uncertain(record):
+            self._doubts.attributes.update((suspect, name) for suspect in self._doubts.suspects)
 
     def _described(self, record: Record, path: bytes) -> int | None:
         nofollow = record.extra & AT_SYMLINK_NOFOLLOW
@@ -425,6 +439,10 @@ class Naming:
         self._doubts.entry(parent, name)
 
     def _check_if_uncertain(self, record: Record, *places: tuple[int, bytes]) -> None:
-        if record.flags & Flag.OVERLAPPED_NAMES or self._doubts.explain(record.end_ns):
+        if self._is_uncertain(record):
             for place in places:
                 self._doubts.check(*place)
+
+    def _is_uncertain(self, record: Record) -> bool:
+        """Whether names may have been others when the call was made than the shadow has them now."""
+        return bool(record.flags & Flag.OVERLAPPED_NAMES) or self._doubts.explain(record.end_ns)

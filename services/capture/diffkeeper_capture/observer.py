@@ -372,16 +372,27 @@ class Observer:
             elif inode not in self.shadow.by_inode:
                 self.doubts.unknown.add(inode)  # not where we looked: the next round looks everywhere
         self._naming.read_again(doubts.attributes, time.monotonic_ns() // 1000)
-        for file_id in sorted(doubts.contents & self.shadow.tree.nodes.keys()):
+        doubts.contents |= self._naming.found_truncated(doubts.truncated)
+        for file_id in sorted(doubts.contents):
+            if not self.shadow.is_file(file_id):
+                continue
             try:
                 yield from self.scanner.read_file(file_id)
             except rereader.Elsewhere:
                 self.doubts.place_of(self.shadow.tree, file_id)
                 self.doubts.contents.add(file_id)
+        self._doubt_unreached()
         if self.scanner.changes != before or doubts.contents:
             self.doubts.compared_ns = time.monotonic_ns()
             self._lower_floor()
         yield 1
+
+    def _doubt_unreached(self) -> None:
+        """Directories that moved while they were to be listed: listed once their records have told where to."""
+        for directory in self.scanner.unreached & self.shadow.tree.nodes.keys():
+            if not self.contents.sole_source:  # the portable probe looks at everything again anyway
+                self.doubts.directory(directory)
+        self.scanner.unreached.clear()
 
     def before_barrier(self, drained_ns: int, budget: int = SETTLE_BUDGET_BYTES) -> bool:
         """Everything drained so far is about to be promised: make the log equal to the disk where it may not be.
@@ -416,6 +427,7 @@ class Observer:
                 # Changed while unknown, and not found: removed since, or moved behind the scan's back. Not a gap: look again.
                 self.doubts.everything = True
             self.doubts.unknown.clear()
+            self._doubt_unreached()
             self.doubts.compared_ns = time.monotonic_ns()
             self._lower_floor()
 
@@ -436,6 +448,9 @@ class Observer:
         finally:
             self.doubts.is_scanning = False
             self.doubts.compared_ns = time.monotonic_ns()
+            if self.scanner.unreached and not self.contents.sole_source:
+                self.doubts.everything = self.doubts.everywhere_content = True
+            self.scanner.unreached.clear()
 
     def _adopt(self, state: trees.TreeState) -> None:
         for file_id, identity in state.identities.items():

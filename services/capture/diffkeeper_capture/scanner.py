@@ -76,6 +76,8 @@ class Scanner:
         self.changes = 0
         self.read_bytes = 0
         self.looked = 0
+        # Directories that were to be listed and were not where they should be.
+        self.unreached: set[int] = set()
         self._shadow = shadow
         self._reader = reader
         self._contents = contents
@@ -164,6 +166,8 @@ class Scanner:
             self._seen.add(directory)
         try:
             with self._reader.directory(directory) as fd:
+                if names is None:
+                    self.unreached.discard(directory)
                 status = os.fstat(fd)
                 self._shadow.bind(directory, status.st_ino)
                 if directory == ROOT_ID:
@@ -174,7 +178,9 @@ class Scanner:
                     if looked % ENTRIES_A_STEP == 0:
                         yield ENTRIES_A_STEP * ENTRY_COST
         except rereader.Elsewhere:
-            # It was moved or replaced: the directory above knows. (The root never is elsewhere.)
+            # It was moved or replaced: the directory above knows, or a record that waits. (The root never is elsewhere.)
+            if names is None:
+                self.unreached.add(directory)
             self._queue.extend(
                 (parent, None, False) for parent, _ in self._shadow.tree.nodes[directory].entries
             )

@@ -55,6 +55,10 @@ class Shadow:
         node = self.tree.nodes.get(file_id)
         return node is not None and node.kind is trees.Kind.DIR
 
+    def is_file(self, file_id: int) -> bool:
+        node = self.tree.nodes.get(file_id)
+        return node is not None and node.kind is trees.Kind.FILE
+
     def bind(self, file_id: int, inode: int, generation: int = 0) -> int | None:
         """``inode`` is ``file_id`` from now on; the id that had it before, if another one did, is left unmapped."""
         before = self.by_inode.get(inode)

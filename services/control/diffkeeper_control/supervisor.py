@@ -132,6 +132,9 @@ class Child:
         await self._let_go()
 
     def forget_process(self) -> None:
+        """After its end, which nobody awaited any more: take its exit status, so that its number is free."""
+        if self.process is not None:
+            self.last_exit = processes.reap(self.process.pid)
         self.process = None
         self._on_change()
 
