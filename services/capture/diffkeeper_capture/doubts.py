@@ -39,12 +39,26 @@ class Doubts:
     @property
     def is_serious(self) -> bool:
         """Whether the log is known to differ from the disk, not only suspected."""
-        return bool(self.entries
+        return bool(
+            self.entries
             or self.contents
             or self.attributes
             or self.truncated
             or self.unknown
-            or self.everything)
+            or self.everything
+        )
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether there is something to do besides finding unknown inodes, which may be found by what is done first."""
+        return bool(
+            self.entries
+            or self.checks
+            or self.contents
+            or self.attributes
+            or self.truncated
+            or self.everything
+        )
 
     def explain(self, end_ns: int) -> bool:
         """Whether a comparison newer than a call may have logged its effect already."""

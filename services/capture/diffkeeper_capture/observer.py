@@ -38,6 +38,8 @@ from diffkeeper_capture.system_calls import call_name
 _CAREFUL = int(Flag.UNREADABLE | Flag.OVERLAPPED | Flag.UNLINKED)
 # What ``settle`` reads before it lets the agent drain and ship again.
 SETTLE_BUDGET_BYTES = 8 * 1024 * 1024
+# Rounds of comparing in one call of ``settle``: more of them without draining between find nothing new.
+ROUNDS_MAX = 3
 # Inodes that lost their last name lately: a write that was in flight then is no surprise.
 GONE_REMEMBERED = 4096
 _WRITE = int(Kind.WRITE)
@@ -70,6 +72,7 @@ class Observer:
         self._last_tgid = 0
         self._work: Iterator[int] | None = None
         self._is_floored = False
+        self._distrusts_content = False
         self.shadow.on_forget.append(self._note_gone)
         self._now_end_ns = 0
         self.shadow.bind(ROOT_ID, self.reader.inode)
@@ -332,22 +335,31 @@ class Observer:
     def settle(self, drained_ns: int, budget: int = SETTLE_BUDGET_BYTES) -> bool:
         """Compare what is doubtful with the disk; call it when the ring has been emptied up to ``drained_ns``.
 
-        True when nothing is left to do; False when the budget was used up: ship frames, drain, and call again.
+        True when nothing is left to do. False when the budget was used up, or when what differs may be explained by records
+        that were not drained yet: ship frames, drain, and call again.
         """
-        if self._work is None and not self.doubts:
+        for entry in self.scanner.sightings.due(drained_ns) if not self.doubts.is_scanning else ():
+            self.doubts.check(*entry)
+        if self._work is None and not self.doubts and not self.scanner.sightings.waiting:
             if self._is_floored and drained_ns > self.doubts.compared_ns and not self.contents.sole_source:
                 self._is_floored = False
                 self._sink.set_floor(frames.Fidelity.EXACT)
             return True
         if self.doubts.is_scanning:
             return True  # the first sight goes on, and what it meets it settles
+        rounds = 0
         while budget > 0:
             if self._work is None:
-                if not self.doubts:
-                    return True
+                if not self.doubts or self._must_wait() or rounds == ROUNDS_MAX:
+                    break
+                rounds += 1
                 self._work = self._settle_all()
             budget -= next(self._work, 0) or self._end_work()
-        return self._work is None and not self.doubts
+        return self._work is None and not self.doubts and not self.scanner.sightings.waiting
+
+    def _must_wait(self) -> bool:
+        """Whether what is left can only be told after more has been drained."""
+        return not self.doubts.is_urgent and bool(self.scanner.sightings.waiting)
 
     def _end_work(self) -> int:
         self._work = None
@@ -358,14 +370,16 @@ class Observer:
         doubts = self.doubts.take()
         before = self.scanner.changes
         unknown = sorted(doubts.unknown - self.shadow.by_inode.keys())
-        if unknown and not doubts.entries and not doubts.everything:
+        self._distrusts_content |= doubts.everywhere_content
+        waits = doubts.entries or doubts.checks or self.scanner.sightings.waiting
+        if unknown and not waits and not doubts.everything:
             self._sink.gap("unknown-file", f"inodes {unknown[:8]} were changed and had not been seen before")
             doubts.everything = True
+        depth = Depth.CHANGED if self._distrusts_content or self.contents.sole_source else Depth.NAMES
         if doubts.everything:
-            depth = Depth.CHANGED if doubts.everywhere_content else Depth.NAMES
             yield from self.scanner.compare({ROOT_ID: None}, deep=True, depth=depth)
         elif doubts.entries or doubts.checks:
-            yield from self.scanner.compare(doubts.scope(), deep=False)
+            yield from self.scanner.compare(doubts.scope(), deep=False, depth=depth)
         for inode in unknown:
             if inode not in self.shadow.by_inode and doubts.everything:
                 self._remember_gone(inode, time.monotonic_ns())
@@ -385,6 +399,8 @@ class Observer:
         if self.scanner.changes != before or doubts.contents:
             self.doubts.compared_ns = time.monotonic_ns()
             self._lower_floor()
+        if not self.scanner.sightings.waiting:
+            self._distrusts_content = False
         yield 1
 
     def _doubt_unreached(self) -> None:
@@ -406,6 +422,8 @@ class Observer:
             for _ in self.scanner.compare({ROOT_ID: None}, deep=True, depth=Depth.CHANGED):
                 pass
             self.doubts.compared_ns = time.monotonic_ns()
+            if self.scanner.sightings.waiting:
+                return False
         if self.mapped.known:
             for _ in self.mapped.log_changes(time.monotonic_ns() // 1000):
                 pass
@@ -442,11 +460,12 @@ class Observer:
         if cause:
             self._sink.gap(cause, "everything is compared with what was known")
         self._lower_floor()
-        self.doubts.is_scanning = True
+        self.doubts.is_scanning = self.scanner.sightings.is_impatient = True
         try:
             yield from self.scanner.compare({ROOT_ID: None}, deep=True, depth=Depth.CHANGED)
         finally:
             self.doubts.is_scanning = False
+            self.scanner.sightings.is_impatient = self.contents.sole_source
             self.doubts.compared_ns = time.monotonic_ns()
             if self.scanner.unreached and not self.contents.sole_source:
                 self.doubts.everything = self.doubts.everywhere_content = True

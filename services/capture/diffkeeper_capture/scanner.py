@@ -24,6 +24,7 @@ from diffkeeper.domain.deltas import ROOT_ID
 from diffkeeper_capture import rereader
 from diffkeeper_capture.contents import NEVER, Contents, Known
 from diffkeeper_capture.shadow import PARKED, Shadow, readable
+from diffkeeper_capture.sightings import Sightings
 
 # Entries looked at before a step ends, where no bytes are read.
 ENTRIES_A_STEP = 256
@@ -78,12 +79,13 @@ class Scanner:
         self.looked = 0
         # Directories that were to be listed and were not where they should be.
         self.unreached: set[int] = set()
+        self.sightings = Sightings(is_impatient=contents.sole_source)
         self._shadow = shadow
         self._reader = reader
         self._contents = contents
         self._told: set[tuple[int, bytes]] = set()  # special entries that were said once
         self._parked: dict[int, tuple[int, bytes]] = {}
-        self._missing: list[tuple[int, bytes]] = []
+        self._missing: dict[tuple[int, bytes], None] = {}
         self._queue: deque[tuple[int, frozenset[bytes] | None, bool]] = deque()
         self._seen: set[int] = set()
         self._depth = Depth.NAMES
@@ -184,22 +186,47 @@ class Scanner:
         if names is None and directory in self._shadow.tree.nodes:
             present = set(listed)
             children = self._shadow.tree.nodes[directory].children
-            self._missing.extend((directory, name) for name in children if name not in present)
+            for name in children.keys() - present:
+                self._note_missing(directory, name, children[name])
+
+    def _note_missing(self, directory: int, name: bytes, known: int) -> None:
+        if self.sightings.may_act((directory, name), 0, known):
+            self._missing[directory, name] = None
 
     def _name(self, directory: int, fd: int, name: bytes, deep: bool) -> Iterator[int]:
         known = self._shadow.tree.child(directory, name)
         found = self._look(directory, fd, name)
         if found is Absence.GONE:
             if known is not None:
-                self._missing.append((directory, name))
+                self._note_missing(directory, name, known)
         elif isinstance(found, Found):
             self.looked += 1
             if known is not None and self._is_same(known, found):
+                self.sightings.agrees((directory, name))
                 yield from self._compare_known(known, found, deep)
-                return
-            if known is not None:
-                self._make_room(found, known)
-            yield from self._arrive(found, deep)
+            elif self._may_change(known, found):
+                if known is not None:
+                    self._make_room(found, known)
+                yield from self._arrive(found, deep)
+
+    def _may_change(self, known: int | None, found: Found) -> bool:
+        """A new file under a free name may be taken in at once; what moves or replaces a known one is looked at twice."""
+        other = self._shadow.by_inode.get(found.status.st_ino)
+        if known is None and (other is None or self._is_displaced(other) or self._is_linked(other, found)):
+            return True
+        return self.sightings.may_act((found.parent, found.name), found.status.st_ino, known or 0)
+
+    def _is_linked(self, other: int, found: Found) -> bool:
+        """Whether every name that the shadow has for a file is still there: then this is one more."""
+        if found.kind is trees.Kind.DIR:
+            return False
+        return all(self._still_there(entry, found) for entry in self._shadow.tree.nodes[other].entries)
+
+    def _is_displaced(self, file_id: int) -> bool:
+        """Whether an id is known not to be where the shadow has it."""
+        if file_id in self._parked:
+            return True
+        return any(entry in self._missing for entry in self._shadow.tree.nodes[file_id].entries)
 
     def _look(self, directory: int, fd: int, name: bytes) -> Found | Absence:
         try:
@@ -417,7 +444,7 @@ class Scanner:
             if self._shadow.tree.child(parent, name) == file_id:
                 self._shadow.remove_tree(parent, name, _now_us())
         self._parked.clear()
-        for parent, name in self._missing:
+        for parent, name in list(self._missing):
             child = self._shadow.tree.child(parent, name)
             if child is None:
                 continue
