@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from hypothesis import strategies as st
+
 from diffkeeper.domain import deltas
 from diffkeeper.domain.deltas import Delta, Op
-from hypothesis import strategies as st
 
 IDS = st.integers(0, deltas.FILE_ID_MAX)
 NAMES = st.one_of(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from diffkeeper.domain import clocks, errors, limits
 from hypothesis import given
 from hypothesis import strategies as st
+
+from diffkeeper.domain import clocks, errors, limits
 
 MICROS = st.integers(0, 1 << 51)
 STAMPS = MICROS.map(clocks.from_micros)

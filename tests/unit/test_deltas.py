@@ -1,18 +1,21 @@
-"""Laws of the body of a frame: what is encoded comes back, and hostile bytes are refused before they cost anything."""
+"""Laws of the body of a frame: what is encoded comes back, and hostile bytes are refused before they cost
+anything.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import tracemalloc
 
 import msgpack
 import pytest
-from diffkeeper.domain import deltas, errors, limits
-from diffkeeper.domain.deltas import Columns, Delta, Op
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.support.delta_strategies import any_delta
+
+from diffkeeper.domain import deltas, errors, limits
+from diffkeeper.domain.deltas import Columns, Delta, Op
 
 
 def columns_of(run: list[Delta]) -> Columns:
@@ -22,7 +25,9 @@ def columns_of(run: list[Delta]) -> Columns:
     return columns
 
 
-def body(ops: bytes, args: bytes, data: bytes = b"", *, ids: int = 2, offset: int = 0, length: int = 0) -> bytes:
+def body(
+    ops: bytes, args: bytes, data: bytes = b"", *, ids: int = 2, offset: int = 0, length: int = 0
+) -> bytes:
     count = len(ops)
     return b"".join(
         (
@@ -64,10 +69,8 @@ def test_writes_by_either_door_are_the_same(run: list[Delta]) -> None:
 
 @given(st.binary(max_size=300))
 def test_noise_is_refused_or_is_well_formed(noise: bytes) -> None:
-    try:
+    with contextlib.suppress(errors.Corrupt):
         assert deltas.decode(noise).encode() is not None
-    except errors.Corrupt:
-        pass
 
 
 @given(st.lists(any_delta(), min_size=1, max_size=6), st.data())
@@ -75,10 +78,8 @@ def test_one_altered_byte_never_raises_anything_but_corrupt(run: list[Delta], da
     wire = bytearray(columns_of(run).encode())
     at = data.draw(st.integers(0, len(wire) - 1))
     wire[at] ^= data.draw(st.integers(1, 255))
-    try:
+    with contextlib.suppress(errors.Corrupt):
         list(deltas.decode(bytes(wire)))
-    except errors.Corrupt:
-        pass
 
 
 @given(st.lists(any_delta(), max_size=6), st.binary(min_size=1, max_size=9))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.replays import Replay
+
 from diffkeeper.domain import clocks, deltas, frames, limits, positions
 from diffkeeper.domain.deltas import Delta, Op
 from diffkeeper_capture.framer import Framer
-from hypothesis import given
-from hypothesis import strategies as st
-
-from tests.support.replays import Replay
 
 
 class HandClock:
@@ -28,7 +28,12 @@ class HandClock:
 def framer(clock: HandClock | None = None, **settings: object) -> Framer:
     tip = frames.Tip(positions.Position(2, 10), b"\7" * 32)
     return Framer(
-        volume="v", origin="east", epoch=3, tip=tip, clock=clock or HandClock(), **settings  # type: ignore[arg-type]
+        volume="v",
+        origin="east",
+        epoch=3,
+        tip=tip,
+        clock=clock or HandClock(),
+        **settings,  # type: ignore[arg-type]
     )
 
 

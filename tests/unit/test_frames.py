@@ -1,4 +1,6 @@
-"""Laws of frames: sealed and opened they are the same; altered, forged or oversized they are refused, cheaply."""
+"""Laws of frames: sealed and opened they are the same; altered, forged or oversized they are refused,
+cheaply.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +12,23 @@ from typing import Any
 import msgpack
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.delta_strategies import any_delta
+
 from diffkeeper.domain import deltas, errors, frames, limits
 from diffkeeper.domain.deltas import Delta
 from diffkeeper.domain.frames import Flag, Follows, Frame, Tip
 from diffkeeper.domain.positions import Position
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tests.support.delta_strategies import any_delta
-
+PLACE, PARENT = Position(2, 8), Position(2, 7)
 COMPRESSOR = frames.Compressor()
 
 
 def sealed(
     run: list[Delta] | None = None,
-    position: Position = Position(2, 8),
-    parent: Position = Position(2, 7),
+    position: Position = PLACE,
+    parent: Position = PARENT,
     parent_hash: bytes = b"\1" * 32,
     flags: Flag | None = None,
     successor: str = "",
@@ -173,7 +176,7 @@ def test_an_oversized_frame_is_refused_unread() -> None:
     assert refusal(b"DKF1" + bytes(limits.FRAME_MAX_BYTES)) == "malformed-frame"
 
 
-# ------------------------------------------------------------------------------------------------------------- follows
+# ---- follows
 
 H = b"\1" * 32
 TIP = Tip(Position(2, 7), H)
@@ -204,13 +207,22 @@ def test_the_tip_itself_is_a_duplicate() -> None:
     assert frames.follows(Tip(frame.position, frame.hash), frame) is Follows.DUPLICATE
 
 
-@given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 1), st.booleans(), st.integers(1, 5), st.integers(1, 9))
+@given(
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.integers(0, 1),
+    st.booleans(),
+    st.integers(1, 5),
+    st.integers(1, 9),
+)
 def test_only_what_names_the_tip_as_its_parent_is_next(
     epoch: int, sequence: int, older: int, same_hash: bool, tip_epoch: int, tip_sequence: int
 ) -> None:
     parent = Position(max(0, epoch - older), sequence - 1)
     tip = Tip(Position(tip_epoch, tip_sequence), H)
-    frame = sealed(position=Position(epoch, sequence), parent=parent, parent_hash=H if same_hash else b"\2" * 32)
+    frame = sealed(
+        position=Position(epoch, sequence), parent=parent, parent_hash=H if same_hash else b"\2" * 32
+    )
     is_next = frames.follows(tip, frame) is Follows.NEXT
     assert is_next == (epoch >= tip_epoch and parent == tip.position and same_hash)
 

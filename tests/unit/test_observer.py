@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.forged_records import ForgedProgram
+from tests.support.replays import Replay, snapshot
+from tests.support.sinks import ListSink
+
 from diffkeeper.domain import frames, limits, positions
 from diffkeeper.domain.deltas import Op
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.records import NO_VOLUME, Flag, Kind
-
-from tests.support.forged_records import ForgedProgram
-from tests.support.replays import Replay, snapshot
-from tests.support.sinks import ListSink
 
 
 class Bench:
@@ -270,7 +270,15 @@ def test_rename_out_and_in(bench: Bench, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["{root}/d/../d/./new", "{root}//d/new", "{above}/link/d/new", "d/../d/new", "../volume/d/new", "s/new", "abs/new"],
+    [
+        "{root}/d/../d/./new",
+        "{root}//d/new",
+        "{above}/link/d/new",
+        "d/../d/new",
+        "../volume/d/new",
+        "s/new",
+        "abs/new",
+    ],
 )
 def test_a_path_is_resolved_however_it_is_written(bench: Bench, tmp_path: Path, path: str) -> None:
     program = bench.program

@@ -1,7 +1,8 @@
-"""Random programs: whatever a program does, and however far the disk is ahead of the log, the replay ends up as the disk.
+"""Random programs: whatever a program does, and however far the disk is ahead of the log, the replay ends up
+as the disk.
 
-The machine also does what no record tells (unseen changes followed by a loss), lets naming calls return out of order with
-the mark of it, and lets writes overlap.
+The machine also does what no record tells (unseen changes followed by a loss), lets naming calls return out
+of order with the mark of it, and lets writes overlap.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from diffkeeper.domain import frames
-from diffkeeper_capture.observer import Observer
-from diffkeeper_capture.records import Flag, Kind, Record
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
 from tests.support.forged_records import ForgedProgram
 from tests.support.replays import Replay, snapshot
 from tests.support.sinks import ListSink
+
+from diffkeeper.domain import frames
+from diffkeeper_capture.observer import Observer
+from diffkeeper_capture.records import Flag, Kind, Record
 
 NAMES = st.sampled_from(["a", "b", "c"])
 # "d" is a directory at first, so that paths of two components often exist.
@@ -194,7 +195,6 @@ class ProgramMachine(RuleBasedStateMachine):
             call()  # type: ignore[operator]
         except OSError:
             return
-
 
     @rule()
     def settle_midway(self) -> None:

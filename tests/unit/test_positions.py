@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from diffkeeper.domain import errors, positions
-from diffkeeper.domain.positions import Position
 from hypothesis import given
 from hypothesis import strategies as st
+
+from diffkeeper.domain import errors, positions
+from diffkeeper.domain.positions import Position
 
 POSITIONS = st.builds(Position, st.integers(0, 10**17), st.integers(0, 10**17))
 
@@ -27,7 +28,9 @@ def test_the_next_comes_after_and_start_before_all(position: Position) -> None:
     assert position.next().epoch == position.epoch
 
 
-@pytest.mark.parametrize("text", ["", "1", "1.", ".1", "1.2.3", "-1.2", "1.2 ", " 1.2", "١.٢", "1.2\n", "9" * 19 + ".1"])
+@pytest.mark.parametrize(
+    "text", ["", "1", "1.", ".1", "1.2.3", "-1.2", "1.2 ", " 1.2", "\u0661.\u0662", "1.2\n", "9" * 19 + ".1"]
+)
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(errors.Refused):
         positions.parse(text)

@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.forged_records import ForgedProgram
+from tests.support.replays import Replay, snapshot
+from tests.support.sinks import ListSink
+
 from diffkeeper.domain import errors, positions
 from diffkeeper.domain.deltas import Op
 from diffkeeper_capture.contents import RACY_NS
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.rereader import CHUNK_BYTES
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from tests.support.forged_records import ForgedProgram
-from tests.support.replays import Replay, snapshot
-from tests.support.sinks import ListSink
 
 
 @pytest.fixture
@@ -146,7 +146,9 @@ def test_what_vanishes_during_the_scan_is_no_matter(root: Path, sink: ListSink, 
 
 @settings(max_examples=int(os.environ.get("DK_SCAN_EXAMPLES", "25")))
 @given(seed=st.integers(0, 1 << 32))
-def test_a_scan_amid_a_working_program_ends_right(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+def test_a_scan_amid_a_working_program_ends_right(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
     """Steps of the scan and calls of the program take turns; records arrive late, in order."""
     choose = random.Random(seed)
     root = tmp_path_factory.mktemp("volume")
@@ -236,7 +238,7 @@ def test_many_changes_at_once_are_all_found(root: Path) -> None:
                 work(program, choose)
                 if choose.random() < 0.2:
                     with contextlib.suppress(FileExistsError):
-                            (root / choose.choice("abc")).mkdir()
+                        (root / choose.choice("abc")).mkdir()
             run(observer.rescan())
             assert_equal(sink, root)
         assert not any(b"diffkeeper" in path for path in observer.shadow.tree.nodes[1].children)

@@ -1,12 +1,15 @@
-"""The tree against a slow obvious twin, which is a dictionary of paths; and the tree state's way to disk and back."""
+"""The tree against a slow obvious twin, which is a dictionary of paths; and the tree state's way to disk and
+back.
+"""
 
 from __future__ import annotations
 
 import pytest
-from diffkeeper.domain import errors, positions, trees
-from diffkeeper.domain.deltas import ROOT_ID, Delta, Op
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from diffkeeper.domain import errors, positions, trees
+from diffkeeper.domain.deltas import ROOT_ID, Delta, Op
 
 Twin = dict[bytes, int]  # path → id, the root under b""
 KINDS = {Op.CREATE: "file", Op.MKDIR: "dir", Op.SYMLINK: "link", Op.MKFIFO: "fifo"}
@@ -35,7 +38,7 @@ class Paths:
 
     def can(self, delta: Delta) -> bool:
         match delta.op, delta.args:
-            case (Op.CREATE | Op.MKDIR | Op.SYMLINK | Op.MKFIFO), (parent, name, *_):
+            case ((Op.CREATE | Op.MKDIR | Op.SYMLINK | Op.MKFIFO), (parent, name, *_)):
                 at = self.at(parent, name)
                 is_free = delta.file_id not in self.ids.values() and delta.file_id >= 2
                 return at is not None and at not in self.ids and is_free
@@ -43,7 +46,7 @@ class Paths:
                 at = self.at(parent, name)
                 is_linkable = delta.file_id in self.ids.values() and self.kinds[delta.file_id] != "dir"
                 return at is not None and at not in self.ids and is_linkable
-            case (Op.UNLINK | Op.RMDIR), (parent, name):
+            case ((Op.UNLINK | Op.RMDIR), (parent, name)):
                 at = self.at(parent, name)
                 if at is None or self.ids.get(at) != delta.file_id:
                     return False
@@ -67,12 +70,12 @@ class Paths:
 
     def do(self, delta: Delta) -> None:
         match delta.op, delta.args:
-            case (Op.CREATE | Op.MKDIR | Op.SYMLINK | Op.MKFIFO), (parent, name, *_):
+            case ((Op.CREATE | Op.MKDIR | Op.SYMLINK | Op.MKFIFO), (parent, name, *_)):
                 self.ids[self.at(parent, name) or b"?"] = delta.file_id
                 self.kinds[delta.file_id] = KINDS[delta.op]
             case Op.LINK, (parent, name):
                 self.ids[self.at(parent, name) or b"?"] = delta.file_id
-            case (Op.UNLINK | Op.RMDIR), (parent, name):
+            case ((Op.UNLINK | Op.RMDIR), (parent, name)):
                 del self.ids[self.at(parent, name) or b"?"]
             case Op.RENAME, (src, src_name, dst, dst_name, exchange):
                 self.move(self.at(src, src_name) or b"?", self.at(dst, dst_name) or b"?", exchange)
@@ -96,7 +99,9 @@ IDS = st.integers(0, 9)
 
 @st.composite
 def naming(draw: st.DrawFn) -> Delta:
-    op = draw(st.sampled_from([Op.CREATE, Op.MKDIR, Op.MKDIR, Op.SYMLINK, Op.LINK, Op.UNLINK, Op.RMDIR, Op.RENAME]))
+    op = draw(
+        st.sampled_from([Op.CREATE, Op.MKDIR, Op.MKDIR, Op.SYMLINK, Op.LINK, Op.UNLINK, Op.RMDIR, Op.RENAME])
+    )
     parent, name = draw(IDS), draw(NAMES)
     if op in (Op.CREATE, Op.MKDIR):
         return Delta(op, draw(IDS), args=(parent, name, 0o755, 0, 0))
@@ -133,7 +138,9 @@ def test_the_tree_is_its_slow_twin(run: list[Delta]) -> None:
 
 
 def pointed(delta: Delta, tree: trees.Tree) -> Delta:
-    """Half of the drawn deltas name the id that stands at their entry, or a fresh one, so that many are accepted."""
+    """Half of the drawn deltas name the id that stands at their entry, or a fresh one, so that many are
+    accepted.
+    """
     if delta.file_id % 2:
         return delta
     if delta.op in (Op.UNLINK, Op.RMDIR, Op.RENAME):
@@ -157,7 +164,9 @@ def some_tree() -> trees.Tree:
 
 def some_state() -> trees.TreeState:
     identities = {2: trees.Identity(5, 6, 7), 3: trees.Identity(5, 8, 0)}
-    return trees.TreeState("v", positions.Position(3, 9), b"\7" * 32, 99, some_tree(), identities, {3: (1, 2, 3)})
+    return trees.TreeState(
+        "v", positions.Position(3, 9), b"\7" * 32, 99, some_tree(), identities, {3: (1, 2, 3)}
+    )
 
 
 def test_paths_come_parents_first_and_names_in_order() -> None:
@@ -181,7 +190,9 @@ def test_any_altered_byte_of_a_tree_state_is_found(data: st.DataObject) -> None:
         trees.decode(bytes(wire))
 
 
-@pytest.mark.parametrize("wire", [b"", b"DKT1", b"\x80", trees.encode(some_state())[:-1], trees.encode(some_state()) + b"!"])
+@pytest.mark.parametrize(
+    "wire", [b"", b"DKT1", b"\x80", trees.encode(some_state())[:-1], trees.encode(some_state()) + b"!"]
+)
 def test_cut_or_extended_tree_states_are_refused(wire: bytes) -> None:
     with pytest.raises(errors.Corrupt):
         trees.decode(wire)

@@ -1,8 +1,9 @@
 """From deltas to frames: the last step before the spool, and the only maker of this origin's hash chain.
 
-The framer keeps the columns of one open frame, seals it when its payload is large enough or when it is told to cut, and
-chains each sealed frame to the one before. Times handed to it are CLOCK_MONOTONIC microseconds, as records carry them; it
-turns them into hybrid logical stamps. What a delta means is the observer's business; keeping frames safe is the spool's.
+The framer keeps the columns of one open frame, seals it when its payload is large enough or when it is told
+to cut, and chains each sealed frame to the one before. Times handed to it are CLOCK_MONOTONIC microseconds,
+as records carry them; it turns them into hybrid logical stamps. What a delta means is the observer's
+business; keeping frames safe is the spool's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Protocol
 
 from diffkeeper.domain import clocks, deltas, frames, limits, positions
 
-NO_FLAGS = frames.Flag(0)
 _AT_US_MAX = (1 << 32) - 1
 
 # Payload counts 29 bytes for each delta, so a frame is full long before it holds too many of them.
@@ -111,7 +111,7 @@ class Framer:
             at = self._within(at)
         columns.add_write(file_id, offset, data, at)
         if columns.payload_bytes >= limits.FRAME_TARGET_BYTES:
-            self._seal(NO_FLAGS, "")
+            self._seal(frames.NO_FLAGS, "")
 
     def add(self, delta: deltas.Delta) -> None:
         columns = self._columns
@@ -121,7 +121,7 @@ class Framer:
         at = self._within(delta.at_us - self._first_us) if delta.at_us else last
         columns.add(replace(delta, at_us=at))
         if columns.payload_bytes >= limits.FRAME_TARGET_BYTES:
-            self._seal(NO_FLAGS, "")
+            self._seal(frames.NO_FLAGS, "")
 
     def note_fidelity(self, fidelity: frames.Fidelity) -> None:
         self._noted = max(self._noted, fidelity)
@@ -140,11 +140,11 @@ class Framer:
         taken, self._ready = self._ready, []
         return taken
 
-    def cut(self, flags: frames.Flag = NO_FLAGS, successor: str = "") -> list[frames.Frame]:
+    def cut(self, flags: frames.Flag = frames.NO_FLAGS, successor: str = "") -> list[frames.Frame]:
         """Seal what is pending; every frame not yet taken, in order, the last of them with ``flags``.
 
-        With nothing pending and nothing to take, a BARRIER alone makes no frame: ``tip`` already covers it. Other flags make an
-        empty frame that carries them.
+        With nothing pending and nothing to take, a BARRIER alone makes no frame: ``tip`` already covers it.
+        Other flags make an empty frame that carries them.
         """
         wants_frame = bool(flags & ~frames.Flag.BARRIER) or (bool(flags) and bool(self._ready))
         if self._columns.ops or wants_frame:
@@ -164,7 +164,9 @@ class Framer:
         self._first_stamp = self._stamp = clocks.tick(self._stamp, self._clock.unix_us() - ago_us)
 
     def _within(self, at: int) -> int:
-        """Records of several processors may stand a little out of order in time; the log's order is that of the ring."""
+        """Records of several processors may stand a little out of order in time; the log's order is that of
+        the ring.
+        """
         return min(max(at, 0), _AT_US_MAX)
 
     def _seal(self, flags: frames.Flag, successor: str) -> None:

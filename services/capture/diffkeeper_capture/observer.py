@@ -1,13 +1,15 @@
 """From records to deltas: what one program did to one volume, in the order in which its calls returned.
 
-The observer is fed every record of the ring and keeps the shadow: the volume as the log has it so far. It never looks at the disk
-to learn what happened, only to learn what a record could not carry (bytes of ``sendfile``, an inode number of a new directory),
-and then what it reads may be later than the record: such frames are ``page`` instead of ``exact``, and the later records, which
-write the same bytes again, make the end result right.
+The observer is fed every record of the ring and keeps the shadow: the volume as the log has it so far. It
+never looks at the disk to learn what happened, only to learn what a record could not carry (bytes of
+``sendfile``, an inode number of a new directory), and then what it reads may be later than the record: such
+frames are ``page`` instead of ``exact``, and the later records, which write the same bytes again, make the
+end result right.
 
-What contradicts the shadow, or names what the shadow does not have, is not guessed at. It becomes a *doubt*: the call is not logged,
-frames are ``scan`` from here on, and ``settle`` compares the doubtful entries with the disk once the ring is empty. A doubt
-that no earlier comparison explains is also a GAP in the log. Until everything is settled ``before_barrier`` does not say yes.
+What contradicts the shadow, or names what the shadow does not have, is not guessed at. It becomes a *doubt*:
+the call is not logged, frames are ``scan`` from here on, and ``settle`` compares the doubtful entries with
+the disk once the ring is empty. A doubt that no earlier comparison explains is also a GAP in the log. Until
+everything is settled ``before_barrier`` does not say yes.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from diffkeeper_capture.scanner import Depth, Progress, Scanner
 from diffkeeper_capture.shadow import Shadow
 from diffkeeper_capture.system_calls import call_name
 
-# Of a WRITE: nothing to think about without these. Plain integers: an enum's ``&`` costs as much as all the rest.
+# Of a WRITE: nothing to think about without these. Plain integers: an enum's ``&`` costs as much as all the
+# rest.
 _CAREFUL = int(Flag.UNREADABLE | Flag.OVERLAPPED | Flag.UNLINKED)
 # What ``settle`` reads before it lets the agent drain and ship again.
 SETTLE_BUDGET_BYTES = 8 * 1024 * 1024
@@ -46,12 +49,16 @@ _WRITE = int(Kind.WRITE)
 
 
 class Observer:
-    """One volume. Not safe for threads; one owner, who drains the probe into ``observe`` and calls ``settle`` after it."""
+    """One volume. Not safe for threads; one owner, who drains the probe into ``observe`` and calls ``settle``
+    after it.
+    """
 
     def __init__(
         self, root: Path, sink: FrameSink, *, state: trees.TreeState | None = None, sole_source: bool = False
     ) -> None:
-        """``state`` is believed as it is; without it, ``scan_base`` must follow. ``sole_source``: no records will come."""
+        """``state`` is believed as it is; without it, ``scan_base`` must follow. ``sole_source``: no records
+        will come.
+        """
         self.shadow = Shadow(sink, state.tree if state is not None else None)
         self.reader = rereader.Rereader(root, self.shadow)
         self.contents = Contents(self.shadow, sole_source=sole_source)
@@ -98,10 +105,12 @@ class Observer:
             Kind.SYNC: self._on_sync,
         }
 
-    # ---------------------------------------------------------------------------------------------------------- the records
+    # ---- the records
 
     def observe(self, record: Record, payload: memoryview) -> None:
-        """Take one record. The view is not kept. Fields are taken by index: names cost a third more on this path."""
+        """Take one record. The view is not kept. Fields are taken by index: names cost a third more on this
+        path.
+        """
         if record[0] == _WRITE and not record[1] & _CAREFUL:
             file_id = self._by_inode.get(record[7])
             if (
@@ -219,10 +228,12 @@ class Observer:
         args = (call_name(record.extra), record.tgid)
         self._sink.add(Delta(Op.BARRIER, file_id, args=args, at_us=record.end_ns // 1000))
 
-    # ------------------------------------------------------------------------------------------------- who and which file
+    # ---- and which file
 
     def expect(self, tgids: Iterable[int]) -> None:
-        """These processes belong to the volume's program: what they do unseen concerns it even before they write."""
+        """These processes belong to the volume's program: what they do unseen concerns it even before they
+        write.
+        """
         for tgid in tgids:
             self._note_writer(tgid)
 
@@ -282,10 +293,12 @@ class Observer:
         if len(self._gone) > GONE_REMEMBERED:
             self._gone.popitem(last=False)
 
-    # ------------------------------------------------------------------------------------------------------------ re-reading
+    # ---- re-reading
 
     def _reread(self, file_id: int, offset: int, length: int, at_us: int) -> None:
-        """Log what the file has in a range now, and its size; a large one is left to ``settle``, which does it in steps."""
+        """Log what the file has in a range now, and its size; a large one is left to ``settle``, which does
+        it in steps.
+        """
         self._sink.note_fidelity(frames.Fidelity.PAGE)
         self.mapped.forget_range(file_id, offset, length)
         try:
@@ -304,7 +317,7 @@ class Observer:
         self.doubts.contents.add(file_id)
         self._lower_floor()
 
-    # ---------------------------------------------------------------------------------------------------------------- doubts
+    # ---- doubts
 
     def _after_naming(self, record: Record) -> None:
         if self.doubts.is_serious:
@@ -316,7 +329,9 @@ class Observer:
             self._sink.set_floor(frames.Fidelity.SCAN)
 
     def lose(self, inodes: Iterable[int], *, everywhere: bool, detail: str) -> None:
-        """Records were lost: of these files, or nobody knows of which. The end of the gap is the next full ``settle``."""
+        """Records were lost: of these files, or nobody knows of which. The end of the gap is the next full
+        ``settle``.
+        """
         self._sink.gap("lost-records", detail)
         self._lower_floor()
         if everywhere:
@@ -333,10 +348,11 @@ class Observer:
                 self.doubts.contents.add(file_id)
 
     def settle(self, drained_ns: int, budget: int = SETTLE_BUDGET_BYTES) -> bool:
-        """Compare what is doubtful with the disk; call it when the ring has been emptied up to ``drained_ns``.
+        """Compare what is doubtful with the disk; call it when the ring has been emptied up to
+        ``drained_ns``.
 
-        True when nothing is left to do. False when the budget was used up, or when what differs may be explained by records
-        that were not drained yet: ship frames, drain, and call again.
+        True when nothing is left to do. False when the budget was used up, or when what differs may be
+        explained by records that were not drained yet: ship frames, drain, and call again.
         """
         for entry in self.scanner.sightings.due(drained_ns) if not self.doubts.is_scanning else ():
             self.doubts.check(*entry)
@@ -386,7 +402,6 @@ class Observer:
             elif inode not in self.shadow.by_inode:
                 self.doubts.unknown.add(inode)  # not where we looked: the next round looks everywhere
         self._naming.read_again(doubts.attributes, time.monotonic_ns() // 1000)
-        doubts.contents |= self._naming.found_truncated(doubts.truncated)
         for file_id in sorted(doubts.contents):
             if not self.shadow.is_file(file_id):
                 continue
@@ -404,16 +419,20 @@ class Observer:
         yield 1
 
     def _doubt_unreached(self) -> None:
-        """Directories that moved while they were to be listed: listed once their records have told where to."""
+        """Directories that moved while they were to be listed: listed once their records have told
+        where to.
+        """
         for directory in self.scanner.unreached & self.shadow.tree.nodes.keys():
             if not self.contents.sole_source:  # the portable probe looks at everything again anyway
                 self.doubts.directory(directory)
         self.scanner.unreached.clear()
 
     def before_barrier(self, drained_ns: int, budget: int = SETTLE_BUDGET_BYTES) -> bool:
-        """Everything drained so far is about to be promised: make the log equal to the disk where it may not be.
+        """Everything drained so far is about to be promised: make the log equal to the disk where it may not
+        be.
 
-        False when more has to be read than the budget: ship frames, drain, and call again before cutting the barrier.
+        False when more has to be read than the budget: ship frames, drain, and call again before cutting the
+        barrier.
         """
         if not self.settle(drained_ns, budget):
             return False
@@ -429,12 +448,13 @@ class Observer:
                 pass
         return True
 
-    # ------------------------------------------------------------------------------------------------------- whole volumes
+    # ---- whole volumes
 
     def scan_base(self) -> Iterator[Progress]:
         """The first sight, in steps. Records may be observed between steps.
 
-        After the last step drain the ring up to its end, ``settle`` until it says True, and only then cut BASE_END.
+        After the last step drain the ring up to its end, ``settle`` until it says True, and only then cut
+        BASE_END.
         """
         self.doubts.is_scanning = True
         try:
@@ -442,7 +462,8 @@ class Observer:
         finally:
             self.doubts.is_scanning = False
             if self.doubts.unknown - self.shadow.by_inode.keys():
-                # Changed while unknown, and not found: removed since, or moved behind the scan's back. Not a gap: look again.
+                # Changed while unknown, and not found: removed since, or moved behind the scan's back. Not a
+                # gap: look again.
                 self.doubts.everything = True
             self.doubts.unknown.clear()
             self._doubt_unreached()
@@ -456,7 +477,9 @@ class Observer:
         yield from self.scanner.compare(scope, deep=deep, depth=depth)
 
     def rescan(self, cause: str = "") -> Iterator[int]:
-        """Compare everything, contents by fingerprint: after a time in which nobody watched. ``cause`` is for the log."""
+        """Compare everything, contents by fingerprint: after a time in which nobody watched. ``cause`` is for
+        the log.
+        """
         if cause:
             self._sink.gap(cause, "everything is compared with what was known")
         self._lower_floor()
@@ -482,7 +505,9 @@ class Observer:
     def state(
         self, volume: str, position: positions.Position, frame_hash: bytes, stamp: int
     ) -> trees.TreeState:
-        """The volume at the end of the log, for whoever goes on. Fingerprints only of files nobody may still be writing."""
+        """The volume at the end of the log, for whoever goes on. Fingerprints only of files nobody may still
+        be writing.
+        """
         prints: dict[int, tuple[int, int, int]] = {}
         now_ns = time.time_ns()
         for file_id, node in self.shadow.tree.nodes.items():

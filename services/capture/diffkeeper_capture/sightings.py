@@ -1,8 +1,9 @@
 """Differences between shadow and disk that records still in the ring may explain.
 
-The disk is ahead of the log by what has not been drained. A name that differs is therefore believed only at a second look, after
-everything that had happened at the first one has been drained, and only if both sides are what they were: then no
-record will come. A name that differs in another way each time is busy; after some looks it is acted upon as it is.
+The disk is ahead of the log by what has not been drained. A name that differs is therefore believed only at a
+second look, after everything that had happened at the first one has been drained, and only if both sides are
+what they were: then no record will come. A name that differs in another way each time is busy; after some
+looks it is acted upon as it is.
 """
 
 from __future__ import annotations

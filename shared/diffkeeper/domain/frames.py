@@ -1,11 +1,12 @@
 """A frame: an ordered run of deltas cut at one instant; the unit of publishing, hashing and signing.
 
-Wire: 4 bytes ``DKF1``, u32 header length, header (msgpack map), body (columns, compressed). ``hash`` is the BLAKE3
-digest of all of it, and each header carries the hash of the frame before it, so a log can only be extended, never
-edited. Positions go on across epochs; the first frame of an epoch names its parent in the epoch before.
+Wire: 4 bytes ``DKF1``, u32 header length, header (msgpack map), body (columns, compressed). ``hash`` is the
+BLAKE3 digest of all of it, and each header carries the hash of the frame before it, so a log can only be
+extended, never edited. Positions go on across epochs; the first frame of an epoch names its parent in the
+epoch before.
 
-Reading is done in two steps, so that little is trusted early: ``open_frame`` checks sizes and reads the header, ``columns``
-decompresses and checks the body.
+Reading is done in two steps, so that little is trusted early: ``open_frame`` checks sizes and reads the
+header, ``columns`` decompresses and checks the body.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ NO_HASH = bytes(32)
 
 
 class Fidelity(enum.IntEnum):
-    """How exactly a frame's deltas stand for what the program did, best first. A frame has its worst delta's."""
+    """How exactly a frame's deltas stand for what the program did, best first. A frame has its worst
+    delta's.
+    """
 
     EXACT = 0  # each write as it happened
     PAGE = 1  # some ranges re-read after the fact
@@ -49,19 +52,23 @@ class Flag(enum.IntFlag):
     GAP = 32  # holds at least one GAP delta
 
 
+NO_FLAGS = Flag(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     volume: str
     origin: str
     position: positions.Position
-    # Invariant: parent.sequence == position.sequence - 1; parent.epoch < position.epoch only in an epoch's first frame.
+    # Invariant: parent.sequence == position.sequence - 1; parent.epoch < position.epoch only in an epoch's
+    # first frame.
     parent: positions.Position
     parent_hash: bytes
     first: clocks.Stamp
     last: clocks.Stamp
     count: int  # deltas
     body_bytes: int  # before compression
-    flags: Flag = Flag(0)
+    flags: Flag = NO_FLAGS
     fidelity: Fidelity = Fidelity.EXACT
     codec: Codec = Codec.ZSTD
     key_id: str = ""
@@ -83,7 +90,8 @@ class Frame:
     def message_id(self) -> str:
         """For ``Nats-Msg-Id``: holds the hash because brokers never compare the payloads of duplicates."""
         header = self.header
-        return f"{header.volume}:{header.origin}:{header.position.epoch}:{header.position.sequence}:{self.hash.hex()}"
+        epoch, sequence = header.position.epoch, header.position.sequence
+        return f"{header.volume}:{header.origin}:{epoch}:{sequence}:{self.hash.hex()}"
 
     def columns(self) -> deltas.Columns:
         """The deltas, decompressed and checked; raises Corrupt, and takes no memory beyond the limits."""
@@ -113,11 +121,13 @@ def seal(
     first: clocks.Stamp,
     last: clocks.Stamp,
     compressor: Compressor,
-    flags: Flag = Flag(0),
+    flags: Flag = NO_FLAGS,
     fidelity: Fidelity = Fidelity.EXACT,
     successor: str = "",
 ) -> Frame:
-    """Columns as a frame that can be published. The caller keeps frames below ``FRAME_TARGET_BYTES`` by cutting early."""
+    """Columns as a frame that can be published. The caller keeps frames below ``FRAME_TARGET_BYTES`` by
+    cutting early.
+    """
     body = columns.encode()
     assert len(body) <= limits.FRAME_MAX_BODY_BYTES, "a frame must be cut before it outgrows its limit"
     codec, packed = compressor.compress(body)
@@ -250,7 +260,8 @@ def _from_map(fields: Any) -> Header:
         raise ValueError("not a map")
     if fields["v"] != VERSION or not fields.keys() <= _KNOWN:
         raise errors.Corrupt(
-            f"a frame's header has version {fields['v']} and this service reads {VERSION}; it was left where it is",
+            f"a frame's header has version {fields['v']} and this service reads {VERSION}; "
+            "it was left where it is",
             reason="unknown-version",
             hint="upgrade this service: a newer agent wrote this frame",
         )
@@ -301,7 +312,8 @@ def _body(frame: Frame) -> bytes:
     if frame.header.codec is Codec.PLAIN:
         body = bytes(packed)
     else:
-        # A zstd frame that states its size makes the decompressor ignore its output limit, so ask before decompressing.
+        # A zstd frame that states its size makes the decompressor ignore its output limit, so ask before
+        # decompressing.
         try:
             stated = zstandard.get_frame_parameters(packed).content_size
             if stated != announced:
