@@ -9,6 +9,12 @@ import hypothesis
 import pytest
 from tests.support import brokers as support
 
+# Small machines are slow and noisy: how long an example takes is not what these laws are about.
+hypothesis.settings.register_profile(
+    "laws", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("laws")
+
 
 # A busy machine is no fault of the code: what takes too long is told by the time limit of each test.
 hypothesis.settings.register_profile(

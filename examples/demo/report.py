@@ -8,6 +8,7 @@ from typing import Any
 from examples.demo import checker
 
 MAX_NAMED = 10
+EXACT = "exact"
 
 
 @dataclass(slots=True)
@@ -24,22 +25,34 @@ class Story:
     verification: dict[str, Any] | None = None
     judgement: checker.Judgement | None = None
 
+    def unproven(self) -> list[str]:
+        """What of the log, the replica and (with the exact probe) the source was not found to agree."""
+        found = self.verification
+        if found is None or not found["replicas"]:
+            return ["no replica was compared with the log"]
+        parts = {
+            **{f"chain at {one['site']}": one for one in found["chains"]},
+            **{f"replica at {one['site']}": one for one in found["replicas"]},
+        }
+        if self.fidelity == EXACT:
+            parts["source"] = found["source"]
+        return [_difference(name, part) for name, part in parts.items() if part["ok"] is not True]
+
+    def inexact(self) -> str | None:
+        """How the source differs from the log where the portable probe cannot see it, such as through mmap."""
+        source = (self.verification or {}).get("source") or {"ok": None}
+        return None if self.fidelity == EXACT or source["ok"] is True else _difference("source", source)
+
     @property
     def ok(self) -> bool:
         return (
             self.judgement is not None
             and self.judgement.ok
             and self.verification is not None
-            and is_proven(self.verification)
+            and not self.unproven()
             and self.kill_to_first_order_ms is not None
             and self.acknowledged_before_kill > 0
         )
-
-
-def is_proven(verification: dict[str, Any]) -> bool:
-    """Whether the chain, a replica and the source were all compared, and all agree."""
-    parts = [*verification["chains"], *verification["replicas"], verification["source"]]
-    return bool(verification["ok"] and verification["replicas"]) and all(part["ok"] is True for part in parts)
 
 
 def lines(story: Story) -> list[str]:
@@ -70,22 +83,12 @@ def lines(story: Story) -> list[str]:
             out.append(_line(f"time to {name.replace('_', ' ')}", f"{story.timings_ms[name]:.1f} ms"))
     if story.kill_to_first_order_ms is not None:
         out.append(_line("kill to first order at west", f"{story.kill_to_first_order_ms:.0f} ms"))
-    out += [_line("WRONG", text) for text in [*_wrongs(judgement), *_unproven(verification)]]
+    inexact = story.inexact()
+    if inexact is not None:
+        out.append(_line("by fidelity scan", inexact))
+    out += [_line("WRONG", text) for text in [*_wrongs(judgement), *story.unproven()]]
     out += ["", "All of it holds." if story.ok else "NOT all of it holds."]
     return out
-
-
-def _unproven(verification: dict[str, Any]) -> list[str]:
-    parts = {
-        **{f"chain at {one['site']}": one for one in verification.get("chains", [])},
-        **{f"replica at {one['site']}": one for one in verification.get("replicas", [])},
-        "source": verification.get("source") or {"ok": None, "compared": "not asked for"},
-    }
-    return [
-        f"{name}: {part.get('error') or part.get('compared')} {part.get('differences') or ''}".rstrip()
-        for name, part in parts.items()
-        if part["ok"] is not True
-    ]
 
 
 def _wrongs(judgement: checker.Judgement) -> list[str]:
@@ -102,6 +105,13 @@ def _wrongs(judgement: checker.Judgement) -> list[str]:
         for kind, names in kinds.items()
         if names
     ]
+
+
+def _difference(name: str, part: dict[str, Any]) -> str:
+    paths = [difference["path"] for difference in part.get("differences") or []]
+    return f"{name}: {part.get('error') or part.get('compared')}" + (
+        f"; differs: {', '.join(paths)}" if paths else ""
+    )
 
 
 def _line(name: str, value: object) -> str:

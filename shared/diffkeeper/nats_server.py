@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -36,6 +38,8 @@ STOP_TIMEOUT_S = 10.0
 # frames.
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 _POLL_S = 0.02
+# Ports below this belong to well-known services of many machines.
+_PORTS_FROM = 10_000
 _MONITOR_TIMEOUT_S = 2.0
 
 
@@ -136,12 +140,25 @@ def _text(value: str) -> str:
 def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port nobody listens on now. Another process may take it before the caller does; starting then
     fails loudly.
+
+    It lies below the range from which the kernel takes the local ports of outgoing connections: a server that
+    was stopped finds its port free again, and a client that keeps trying a dead server never connects to itself.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    while True:
+        port = random.randrange(_PORTS_FROM, max(_first_outgoing_port(), _PORTS_FROM + 1000))
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            return port
+
+
+def _first_outgoing_port() -> int:
+    return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 
 
 def find_binary() -> str:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support import deployments
+from tests.support import leftovers
 from tests.support.terminals import Terminal
 
 pytestmark = [pytest.mark.disaster, pytest.mark.timeout(120)]
@@ -37,7 +37,7 @@ def test_a_start_that_control_refuses_ends_with_its_reason(
     done = dkctl("up", "--detach", "--sites", sites, "--dir", str(tmp_path / "d"))
     assert done.returncode == code
     assert f"cause: {reason}" in done.stderr
-    assert deployments.working_below(tmp_path) == []
+    assert leftovers.working_below(tmp_path) == []
 
 
 def test_a_directory_that_holds_something_else_is_left_as_it_is(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_deployment_goes_up_once_is_adopted_after_control_died_and_goes_down(t
     finally:
         down = dkctl("down", *where)
     assert down.returncode == 0, down.stderr
-    assert deployments.working_below(tmp_path) == []
+    assert leftovers.working_below(tmp_path) == []
     assert "Nothing of the deployment" in dkctl("down", *where).stdout
 
 
@@ -79,4 +79,4 @@ def test_ctrl_c_stops_a_deployment_in_the_foreground_in_order(tmp_path: Path) ->
         terminal.wait_for("Ctrl-C stops it.")
         terminal.type("\x03")
         assert terminal.end() == 0
-    assert deployments.working_below(tmp_path) == []
+    assert leftovers.working_below(tmp_path) == []

@@ -249,6 +249,25 @@ async def test_a_program_that_cannot_be_executed_is_refused_with_its_reason(rig:
     assert (await rig.call("POST", "/v1/volumes/v/start", {"argv": ["sleep", "60"]}))["pid"] > 0
 
 
+async def test_a_started_program_gets_its_own_environment_and_nothing_of_ours(rig: CaptureRig) -> None:
+    need("bpf")
+    await rig.start_agent()
+    await rig.attach()
+    await rig.until_capturing()
+    (rig.base / "its" / "json").mkdir(parents=True)
+    (rig.base / "its" / "json" / "__init__.py").write_text("raise SystemExit('not for the wrapper')")
+    given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(rig.base / "its"), "ORDER": "7"}
+    body = {"argv": ["sh", "-c", f"env > {rig.volume}/env; sleep 60"], "env": given}
+    await rig.call("POST", "/v1/volumes/v/start", body)
+
+    async def told() -> bool:
+        return (rig.volume / "env").exists() and "ORDER" in (rig.volume / "env").read_text()
+
+    await rig.until("the program has run", told)
+    seen = dict(line.split("=", 1) for line in (rig.volume / "env").read_text().splitlines())
+    assert {key: value for key, value in seen.items() if key not in ("PWD", "_", "OLDPWD", "SHLVL")} == given
+
+
 async def test_what_must_not_be_captured_is_refused(rig: CaptureRig) -> None:
     need("bpf")
     await rig.start_agent()

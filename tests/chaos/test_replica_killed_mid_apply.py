@@ -50,7 +50,7 @@ class Load:
         made = MadeLog(self.rng.randrange(1 << 16) for _ in range(1 << 20)).deltas()
         for number in range(FRAMES):
             run = [next(made) for _ in range(self.rng.randrange(1, 40))]
-            flags = frames.Flag.BASE_END if number == 0 else frames.Flag(0)
+            flags = frames.Flag.BASE_END if number == 0 else frames.NO_FLAGS
             frame = self.chain.frame(run, flags)
             self.hashes[frame.position] = frame.hash
             await self.log.append(ORIGIN, frame, self.sent)
@@ -115,7 +115,7 @@ async def test_a_large_replica_is_promoted_in_a_moment(
     run = [Delta(Op.CREATE, 2, args=(ROOT_ID, b"large", 0o644, 0, 0))]
     for number in range(64):
         frame = chain.frame(
-            [*run, write(2, number << 20, block)], frames.Flag.BASE_END if number == 63 else frames.Flag(0)
+            [*run, write(2, number << 20, block)], frames.Flag.BASE_END if number == 63 else frames.NO_FLAGS
         )
         await log.append(ORIGIN, frame, number)
         run = []

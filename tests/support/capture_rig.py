@@ -184,7 +184,7 @@ class CaptureRig:
             assert last is not None
             before = frames.open_frame(last.wire)
             fence = frames.seal(
-                deltas.Columns(),
+                frames.pack(deltas.Columns(), frames.Compressor()),
                 volume="v",
                 origin="east",
                 position=positions.Position(epoch, before.position.sequence + 1),
@@ -192,7 +192,6 @@ class CaptureRig:
                 parent_hash=before.hash,
                 first=before.header.last,
                 last=before.header.last,
-                compressor=frames.Compressor(),
                 flags=frames.Flag.FENCE,
             )
             try:

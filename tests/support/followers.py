@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.support.made_logs import FrameChain
+
 from diffkeeper.domain import frames, volumes
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op, write
 from diffkeeper.log import event_log, memory_event_log
 from diffkeeper_replicator import reports
 from diffkeeper_replicator.cursor import Point, Role, VolumeFiles, WantedLink
 from diffkeeper_replicator.replica import Replica
-from tests.support.made_logs import FrameChain
 
 VOLUME = "orders"
 
@@ -31,7 +32,9 @@ class Leader:
         self.chain.epoch = epoch
         self.frames: list[frames.Frame] = []
 
-    async def publish(self, *run: Delta, flags: frames.Flag = frames.Flag(0), successor: str = "") -> frames.Frame:
+    async def publish(
+        self, *run: Delta, flags: frames.Flag = frames.NO_FLAGS, successor: str = ""
+    ) -> frames.Frame:
         return await self.append(self.chain.frame(run, flags, successor))
 
     async def append(self, frame: frames.Frame) -> frames.Frame:

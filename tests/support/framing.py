@@ -27,7 +27,7 @@ def chain(
         columns = deltas.Columns()
         columns.add(deltas.write(2, number * size, rng.randbytes(size)))
         frame = frames.seal(
-            columns,
+            frames.pack(columns, _COMPRESSOR),
             volume=origin.volume,
             origin=origin.site,
             position=positions.Position(epoch, parent.position.sequence + 1),
@@ -35,7 +35,6 @@ def chain(
             parent_hash=parent.hash,
             first=number + 1,
             last=number + 1,
-            compressor=_COMPRESSOR,
         )
         yield frame
         parent = frames.Tip(frame.position, frame.hash)

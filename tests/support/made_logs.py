@@ -1,6 +1,7 @@
 """Logs made up for tests: valid deltas from a list of numbers, and frames that hold them.
 
-The numbers steer a little model of a program; whatever they are, the deltas never contradict the tree, so hypothesis can shrink them.
+The numbers steer a little model of a program; whatever they are, the deltas never contradict the tree, so
+hypothesis can shrink them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class MadeLog:
         return choices[next(self._numbers) % len(choices)]
 
     def _ids(self, *kinds: trees.Kind) -> list[int]:
-        return [file_id for file_id, node in self.tree.nodes.items() if node.kind in kinds and file_id != ROOT_ID]
+        return [
+            file_id for file_id, node in self.tree.nodes.items() if node.kind in kinds and file_id != ROOT_ID
+        ]
 
     def _free_entry(self) -> tuple[int, bytes] | None:
         parent = self._pick([ROOT_ID, *self._ids(trees.Kind.DIR)])
@@ -97,7 +100,9 @@ class MadeLog:
         replaced = self.tree.child(to_parent, to_name)
         if not _is_allowed(self.tree, delta):
             return None
-        last = replaced not in (None, file_id) and not exchange and len(self.tree.nodes[replaced].entries) == 1
+        last = (
+            replaced not in (None, file_id) and not exchange and len(self.tree.nodes[replaced].entries) == 1
+        )
         if last and replaced is not None and self.tree.nodes[replaced].kind is trees.Kind.FILE:
             self.unlinked.append(replaced)
         return delta
@@ -143,17 +148,19 @@ def columns(run: Iterable[Delta]) -> deltas.Columns:
 class FrameChain:
     """Seals deltas into frames that follow each other."""
 
-    def __init__(self, volume: str = "orders", origin: str = "east", tip: frames.Tip = frames.ORIGIN_TIP) -> None:
+    def __init__(
+        self, volume: str = "orders", origin: str = "east", tip: frames.Tip = frames.ORIGIN_TIP
+    ) -> None:
         self.volume, self.origin, self.tip, self.epoch = volume, origin, tip, max(1, tip.position.epoch)
         self._compressor = frames.Compressor()
         self._stamp = 1_700_000_000_000_000 << 12
 
     def frame(
-        self, run: Iterable[Delta] = (), flags: frames.Flag = frames.Flag(0), successor: str = ""
+        self, run: Iterable[Delta] = (), flags: frames.Flag = frames.NO_FLAGS, successor: str = ""
     ) -> frames.Frame:
         self._stamp += 4096
         frame = frames.seal(
-            columns(run),
+            frames.pack(columns(run), self._compressor),
             volume=self.volume,
             origin=self.origin,
             position=positions.Position(self.epoch, self.tip.position.sequence + 1),
@@ -161,7 +168,6 @@ class FrameChain:
             parent_hash=self.tip.hash,
             first=self._stamp,
             last=self._stamp,
-            compressor=self._compressor,
             flags=flags,
             successor=successor,
         )

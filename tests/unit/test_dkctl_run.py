@@ -122,6 +122,18 @@ def test_a_volume_that_moved_meanwhile_is_said_and_not_released(control: Control
     assert control.bodies(f"POST {V}/release") == []
 
 
+@pytest.mark.parametrize("state", ["stopped", "dead"])
+def test_a_program_that_died_with_its_site_leaves_the_volume_to_a_failover(
+    control: ControlServer, state: str
+) -> None:
+    process = start(control, "sh", "-c", "kill -9 $$", options=("--no-wait",))
+    control.answers[f"GET {V}"] = volume(leader_state=state, state="leaderless")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert "dkctl failover orders --to SITE" in err
+    assert control.bodies(f"POST {V}/release") == []
+
+
 def test_a_release_that_fails_is_told_and_leaves_the_programs_exit_code(control: ControlServer) -> None:
     control.answers[f"POST {V}/release"] = errors.Refused("the agent is gone", reason="gone", hint="")
     process = start(control, "sh", "-c", "exit 3")

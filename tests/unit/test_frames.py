@@ -37,7 +37,7 @@ def sealed(
     for delta in run or []:
         columns.add(delta)
     return frames.seal(
-        columns,
+        frames.pack(columns, COMPRESSOR),
         volume="v",
         origin="east",
         position=position,
@@ -45,7 +45,6 @@ def sealed(
         parent_hash=parent_hash,
         first=10,
         last=20,
-        compressor=COMPRESSOR,
         flags=Flag(0) if flags is None else flags,
         successor=successor,
     )
@@ -56,7 +55,7 @@ def with_header(frame: Frame, **changes: Any) -> bytes:
     head_bytes = frame.body_at - 8
     fields = msgpack.unpackb(frame.wire[8 : 8 + head_bytes])
     fields.update(changes)
-    head = msgpack.packb({key: value for key, value in fields.items() if value is not None})
+    head: bytes = msgpack.packb({key: value for key, value in fields.items() if value is not None})
     return b"DKF1" + struct.pack("<I", len(head)) + head + frame.wire[frame.body_at :]
 
 

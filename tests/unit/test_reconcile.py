@@ -180,3 +180,22 @@ def test_what_no_id_lays_claim_to_is_removed_inside_the_replica_only(tmp_path: P
     assert os.listdir(root) == ["a"]
     assert os.listdir(root / "a") == ["b"]
     assert os.listdir(outside) == ["kept"]
+
+
+def test_a_journal_that_grows_during_reconcile_is_followed_to_where_it_was(tmp_path: Path) -> None:
+    root = tmp_path / "replica"
+    root.mkdir()
+    state, _ = _swapped(root)
+    chain = FrameChain(tip=frames.Tip(state.position, state.frame_hash))
+    log = [chain.frame([write(4, 0, b"here")])]
+
+    def growing() -> list[frames.Frame]:
+        known = list(log)
+        new = Delta(Op.CREATE, 5 + len(log), args=(ROOT_ID, b"new%d" % len(log), 0o644, 0, 0))
+        log.append(chain.frame([new, write(new.file_id, 0, b"later"), write(4, 0, b"not yet")]))
+        return known
+
+    end = log[0].position
+    assert reconcile(root, state, growing).position == end
+    assert (root / "a" / "b" / "f").read_bytes() == b"here"
+    assert os.listdir(root) == ["a"]

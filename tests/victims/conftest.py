@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support import orphans
 
 
 @pytest.fixture
@@ -19,6 +20,12 @@ def open_folder() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def orphans_are_reaped() -> Iterator[None]:
+    with orphans.adopted():
+        yield
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from tests.victims import operations, postgres_wire, victims
 
+from diffkeeper import nats_server
+
 BINARIES = ("initdb", "postgres", "pg_ctl", "pgbench", "pg_amcheck")
 USER = "postgres"
 
@@ -111,7 +113,7 @@ class PostgresVictim:
     name = "postgres"
 
     def __init__(self) -> None:
-        self.port = victims.free_port()
+        self.port = nats_server.free_port()
 
     def lacking(self) -> str | None:
         absent = [name for name in BINARIES if victims.program(name, folder()) is None]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tests.victims import operations, victims
 
+from diffkeeper import nats_server
+
 SETTINGS = {
     "bind": "127.0.0.1",
     "daemonize": "no",
@@ -84,7 +86,7 @@ class RedisVictim:
 
     def __init__(self, rewrite_from: str = "512kb") -> None:
         """``rewrite_from``: small, so that a short run sees rewrites (a new base, a rename, unlinks)."""
-        self.port = victims.free_port()
+        self.port = nats_server.free_port()
         self._rewrite_from = rewrite_from
 
     def lacking(self) -> str | None:

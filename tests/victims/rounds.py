@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from tests.support import deployments
+from tests.support import orphans, trial_deployments
 from tests.victims import load, operations, victims
 
 VOLUME = "victim"
@@ -107,13 +107,13 @@ class Arena:
             with self._load(seed) as clients, self.victim.side_load():
                 clients.wait_for(acknowledged=WARM_UP)
                 time.sleep(moment)
+                doomed = trial_deployments.working_below(self.paths[self.leader])
                 self.trial.kill_site(self.leader)
             assert clients.disconnected > 0, "the kill came in the middle of the load"
         report = watch.last_before(self._death_us())
-        gone = self.paths[self.leader]
-        victims.wait_until(
-            f"no process of the killed site works in {gone}", lambda: not deployments.working_below(gone), 5
-        )
+        victims.wait_until("the killed program is gone", lambda: orphans.are_gone(doomed), 10)
+        left = trial_deployments.working_below(self.paths[self.leader])
+        assert left == [], f"processes {left} of the killed site still work on its directory"
         accept = ["--accept-loss"] if self._durability == "observe" else []
         operation = self.trial.failover(VOLUME, self.other, *accept)
         # At remote the program may wait in its first fsync for another site to confirm; and whatever the lost

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tests.victims import operations, victims
 
+from diffkeeper import nats_server
+
 SERVER = Path(__file__).with_name("sqlite_server.py")
 
 
@@ -54,7 +56,7 @@ class SqliteClient:
 class SqliteVictim:
     def __init__(self, journal: str) -> None:
         self.name = f"sqlite-{journal}"
-        self.port = victims.free_port()
+        self.port = nats_server.free_port()
         self._journal = journal
 
     def lacking(self) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.deployments import deployment, deployment_folder
+from tests.support.trial_deployments import deployment, deployment_folder
 from tests.victims import postgres_victim, redis_victim, rounds, sqlite_victim, victims
 
 from dkctl.bench import trials

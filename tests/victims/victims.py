@@ -64,14 +64,6 @@ class Victim(Protocol):
         """More load beside the recorded clients."""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def wait_until(what: str, ready: Callable[[], bool], timeout_s: float) -> None:
     """Poll with an end; the failure names what was waited for."""
     deadline = time.monotonic() + timeout_s
@@ -81,14 +73,18 @@ def wait_until(what: str, ready: Callable[[], bool], timeout_s: float) -> None:
         time.sleep(POLL_S)
 
 
-def wait_ready(victim: Victim, timeout_s: float = 60.0) -> None:
+def wait_ready(victim: Victim, timeout_s: float = 30.0) -> None:
     def answers() -> bool:
         try:
             victim.connect().close()
-        except OSError:
+        except OSError as error:
+            if str(error) not in told:
+                told.add(str(error))
+                print(f"{victim.name}: {error}")
             return False
         return True
 
+    told: set[str] = set()
     wait_until(f"{victim.name} takes connections", answers, timeout_s)
 
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ class Agent:
         self._settings = settings
         self._directory = Path(settings.dir)
         self._gate_path = Path(settings.gate_socket or self._directory / "gate.sock")
-        self._builder = Builder(log, settings.spool_bytes)
+        self._packer = ThreadPoolExecutor(1, thread_name_prefix="pack")
+        self._builder = Builder(log, settings.spool_bytes, self._packer)
         self._gate_socket = GateSocket(self._gate_path, self._admit)
         self._launcher = programs.Launcher(self._gate_path, self._directory / "programs")
         self._held: dict[str, _Held] = {}
@@ -97,6 +99,7 @@ class Agent:
             await self._drop(name)
         if self._probe is not None:
             self._probe.close()
+        self._packer.shutdown()
 
     # -----------------------------------------------------------------------------------------------------
     # orders

@@ -18,6 +18,11 @@ from diffkeeper_capture import libbpf
 FOLDER = Path(__file__).parent / "bpf"
 PROGRAMS = ("dk_sys_enter", "dk_sys_exit")
 
+# struct bpf_prog_info, up to and with recursion_misses.
+_PROGRAM_INFO_BYTES = 216
+_RECURSION_MISSES = struct.Struct("=Q")
+_RECURSION_MISSES_AT = 208
+
 
 def object_path() -> Path:
     """Where the object for this machine lies, whether or not it was compiled."""
@@ -66,6 +71,8 @@ class LoadedProbe:
         self._lib = libbpf.load()
         self._lib.forget()
         self._links: list[int] = []
+        self._programs: list[int] = []
+        self._info = ctypes.create_string_buffer(_PROGRAM_INFO_BYTES)
         path = object_path()
         if not path.exists():
             raise errors.Misconfigured(
@@ -98,6 +105,22 @@ class LoadedProbe:
             if not link:
                 raise self._refused(f"the kernel refused to attach {name}")
             self._links.append(link)
+            self._programs.append(self._lib.call.bpf_program__fd(program))
+
+    def missed(self) -> int:
+        """How often the kernel left a program out because it was running on that processor already.
+
+        Never while system call tracepoints run with preemption off, as they do; asked so as not to depend on it.
+        """
+        return sum(self._misses_of(fd) for fd in self._programs)
+
+    def _misses_of(self, fd: int) -> int:
+        size = ctypes.c_uint32(_PROGRAM_INFO_BYTES)
+        # The kernel reads it as well: addresses of arrays to fill, of which none is wanted.
+        ctypes.memset(self._info, 0, _PROGRAM_INFO_BYTES)
+        if self._lib.call.bpf_obj_get_info_by_fd(fd, self._info, ctypes.byref(size)) < 0:
+            raise self._refused("the kernel does not tell about the probe's programs")
+        return int(_RECURSION_MISSES.unpack_from(self._info, _RECURSION_MISSES_AT)[0])
 
     def map(self, name: str) -> BpfMap:
         found = self._lib.call.bpf_object__find_map_by_name(self._handle, name.encode())

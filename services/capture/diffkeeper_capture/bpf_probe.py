@@ -13,12 +13,15 @@ import errno
 import os
 import secrets
 import struct
+import time
 from dataclasses import dataclass
 
 from diffkeeper.domain import errors
 from diffkeeper_capture import bpf_loader, probes, ring
 
 RING_BYTES = 64 * 1024 * 1024
+# Asking the kernel for missed programs costs two system calls; between receipts this often is enough.
+MISSES_INTERVAL_S = 0.1
 _ROOT = struct.Struct("=QII")  # struct dk_root: inode, generation, device
 _LOST_FILE = struct.Struct("=QII")  # struct dk_lost_file: inode, volume, unused
 _NUMBER = struct.Struct("=I")
@@ -85,6 +88,7 @@ class BpfProbe:
             self._loaded.close()
             raise
         self._state = State.from_buffer(self._memory)
+        self._missed, self._missed_at = 0, 0.0
         self._closed = False
 
     @classmethod
@@ -186,14 +190,18 @@ class BpfProbe:
     def drain(self, handle: probes.RecordHandler, upto: int | None = None, most: int = 65_536) -> int:
         return self._ring.drain(handle, upto, most)
 
-    def lost(self) -> probes.Lost:
-        counted = self._state.lost_records
+    def lost(self, *, surely: bool = True) -> probes.Lost:
+        now = time.monotonic()
+        if surely or now - self._missed_at > MISSES_INTERVAL_S:
+            self._missed, self._missed_at = self._loaded.missed(), now
+        missed = self._missed
+        counted = self._state.lost_records + missed
         if counted != self._lost.records:
             keys = self._loaded.map("lost_files").keys(_LOST_FILE.size)
             self._lost = probes.Lost(
                 records=counted,
                 files=frozenset((volume, inode) for inode, volume, _ in map(_LOST_FILE.unpack, keys)),
-                everywhere=bool(self._state.lost_everywhere),
+                everywhere=bool(self._state.lost_everywhere or missed),
             )
         return self._lost
 

@@ -46,7 +46,7 @@ class DrainLoop:
         self.records = 0
         self._probe = probe
         self._volumes: dict[int, Fed] = {}
-        self._linger_least_s, self._linger_most_s = linger_s, linger_most_s
+        self._linger_least_s, self.linger_most_s = linger_s, linger_most_s
         self.linger_s = linger_s
         self._lost = probe.lost()
         self._readable = asyncio.Event()
@@ -65,7 +65,7 @@ class DrainLoop:
         """Deliver everything that had returned before this call; the monotonic ns of which that is true."""
         began_ns = time.monotonic_ns()
         self.records += self._probe.drain(self._handle, upto=self._probe.produced())
-        self._look_for_lost()
+        self._look_for_lost(surely=True)
         return began_ns
 
     async def run(self) -> None:
@@ -115,8 +115,8 @@ class DrainLoop:
         unfinished = [volume.drained(empty_ns) for volume in list(self._volumes.values())]
         return any(unfinished)
 
-    def _look_for_lost(self) -> None:
-        lost = self._probe.lost()
+    def _look_for_lost(self, *, surely: bool = False) -> None:
+        lost = self._probe.lost(surely=surely)
         if lost.records == self._lost.records:
             return
         before, self._lost = self._lost, lost
@@ -134,6 +134,6 @@ class DrainLoop:
 
     def _adapt(self) -> None:
         if any(volume.is_behind for volume in self._volumes.values()):
-            self.linger_s = min(self._linger_most_s, self.linger_s * 1.5)
+            self.linger_s = min(self.linger_most_s, self.linger_s * 1.5)
         else:
             self.linger_s = max(self._linger_least_s, self.linger_s * 0.8)

@@ -1,23 +1,43 @@
 """From deltas to frames: the last step before the spool, and the only maker of this origin's hash chain.
 
 The framer keeps the columns of one open frame, seals it when its payload is large enough or when it is told
-to cut, and chains each sealed frame to the one before. Times handed to it are CLOCK_MONOTONIC microseconds,
-as records carry them; it turns them into hybrid logical stamps. What a delta means is the observer's
-business; keeping frames safe is the spool's.
+to cut, and chains each sealed frame to the one before. A frame that filled up by itself is packed in a thread
+while capture goes on, and joins the chain when it is taken, in order. Times handed to it are CLOCK_MONOTONIC
+microseconds, as records carry them; it turns them into hybrid logical stamps. What a delta means is the
+observer's business; keeping frames safe is the spool's.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections import deque
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from diffkeeper.domain import clocks, deltas, frames, limits, positions
 
+NO_FLAGS = frames.Flag(0)
 _AT_US_MAX = (1 << 32) - 1
 
 # Payload counts 29 bytes for each delta, so a frame is full long before it holds too many of them.
 assert limits.FRAME_TARGET_BYTES // 29 < limits.FRAME_MAX_DELTAS
+
+
+# Frames packed at once; the next one waits for the oldest of them, so that memory stays bounded.
+PACKING_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Unchained:
+    """A frame that waits for its place in the chain."""
+
+    packed: Future[frames.Packed]
+    first: clocks.Stamp
+    last: clocks.Stamp
+    flags: frames.Flag
+    fidelity: frames.Fidelity
+    successor: str
 
 
 class FrameSink(Protocol):
@@ -67,7 +87,10 @@ class Framer:
         last_stamp: clocks.Stamp = 0,
         in_base: bool = False,
         level: int = 1,
+        packer: Executor | None = None,
     ) -> None:
+        """``packer``: an executor of one thread for full frames; without it everything happens at once."""
+        # Of the frames taken; those that are being packed come behind it.
         self.tip = tip
         # Frames carry BASE until one is cut with BASE_END.
         self.in_base = in_base
@@ -78,6 +101,10 @@ class Framer:
         self._clock = clock
         self._stamp = last_stamp
         self._compressor = frames.Compressor(level)
+        self._packer = packer
+        # Used in the packer's thread only: a compressor is not for two threads.
+        self._packers_compressor = frames.Compressor(level)
+        self._unchained: deque[_Unchained] = deque()
         self._floor = self._noted = frames.Fidelity.EXACT
         self._ready: list[frames.Frame] = []
         self._open()
@@ -91,6 +118,11 @@ class Framer:
     def pending(self) -> int:
         """How many deltas wait in the open frame."""
         return len(self._columns.ops)
+
+    @property
+    def is_packing(self) -> bool:
+        """Whether full frames wait to be taken."""
+        return bool(self._unchained)
 
     @property
     def pending_bytes(self) -> int:
@@ -111,7 +143,7 @@ class Framer:
             at = self._within(at)
         columns.add_write(file_id, offset, data, at)
         if columns.payload_bytes >= limits.FRAME_TARGET_BYTES:
-            self._seal(frames.NO_FLAGS, "")
+            self._full()
 
     def add(self, delta: deltas.Delta) -> None:
         columns = self._columns
@@ -121,7 +153,7 @@ class Framer:
         at = self._within(delta.at_us - self._first_us) if delta.at_us else last
         columns.add(replace(delta, at_us=at))
         if columns.payload_bytes >= limits.FRAME_TARGET_BYTES:
-            self._seal(frames.NO_FLAGS, "")
+            self._full()
 
     def note_fidelity(self, fidelity: frames.Fidelity) -> None:
         self._noted = max(self._noted, fidelity)
@@ -136,19 +168,25 @@ class Framer:
         self.add(deltas.Delta(deltas.Op.GAP, file_id, offset, length, args=(cause[:64], detail[:1000])))
 
     def take(self) -> list[frames.Frame]:
-        """Frames that filled up by themselves since the last call, in order. The open frame stays open."""
+        """Frames that filled up by themselves and are packed, in order. The open frame stays open."""
+        while self._unchained and self._unchained[0].packed.done():
+            self._chain()
         taken, self._ready = self._ready, []
         return taken
 
-    def cut(self, flags: frames.Flag = frames.NO_FLAGS, successor: str = "") -> list[frames.Frame]:
+    def cut(self, flags: frames.Flag = NO_FLAGS, successor: str = "") -> list[frames.Frame]:
         """Seal what is pending; every frame not yet taken, in order, the last of them with ``flags``.
 
         With nothing pending and nothing to take, a BARRIER alone makes no frame: ``tip`` already covers it.
         Other flags make an empty frame that carries them.
         """
-        wants_frame = bool(flags & ~frames.Flag.BARRIER) or (bool(flags) and bool(self._ready))
-        if self._columns.ops or wants_frame:
-            self._seal(flags, successor)
+        waiting = bool(self._ready) or bool(self._unchained)
+        if self._columns.ops or flags & ~frames.Flag.BARRIER or (flags and waiting):
+            packed: Future[frames.Packed] = Future()
+            packed.set_result(frames.pack(self._columns, self._compressor))
+            self._close(packed, flags, successor)
+        while self._unchained:
+            self._chain()
         return self.take()
 
     def _open(self) -> None:
@@ -164,12 +202,24 @@ class Framer:
         self._first_stamp = self._stamp = clocks.tick(self._stamp, self._clock.unix_us() - ago_us)
 
     def _within(self, at: int) -> int:
-        """Records of several processors may stand a little out of order in time; the log's order is that of
-        the ring.
+        """Records of several processors may stand a little out of order in time; the log's order is
+        that of the ring.
         """
         return min(max(at, 0), _AT_US_MAX)
 
-    def _seal(self, flags: frames.Flag, successor: str) -> None:
+    def _full(self) -> None:
+        """Close the open frame because of its size."""
+        packed: Future[frames.Packed]
+        if self._packer is not None:
+            packed = self._packer.submit(frames.pack, self._columns, self._packers_compressor)
+        else:
+            packed = Future()
+            packed.set_result(frames.pack(self._columns, self._compressor))
+        self._close(packed, NO_FLAGS, "")
+        if len(self._unchained) > PACKING_MAX:
+            self._chain()
+
+    def _close(self, packed: Future[frames.Packed], flags: frames.Flag, successor: str) -> None:
         columns = self._columns
         if not columns.ops:
             self._begin(self._clock.monotonic_us())
@@ -179,22 +229,27 @@ class Framer:
             flags |= frames.Flag.BASE
         latest_us = clocks.to_micros(self._first_stamp) + (max(columns.at_us) if columns.at_us else 0)
         self._stamp = max(self._first_stamp, clocks.from_micros(latest_us))
+        fidelity = max(self._noted, self._floor)
+        self._unchained.append(_Unchained(packed, self._first_stamp, self._stamp, flags, fidelity, successor))
+        if flags & frames.Flag.BASE_END:
+            self.in_base = False
+        self._open()
+
+    def _chain(self) -> None:
+        """Give the oldest closed frame its place; waits for its packing."""
+        closed = self._unchained.popleft()
         frame = frames.seal(
-            columns,
+            closed.packed.result(),
             volume=self._volume,
             origin=self._origin,
             position=positions.Position(self._epoch, self.tip.position.sequence + 1),
             parent=self.tip.position,
             parent_hash=self.tip.hash,
-            first=self._first_stamp,
-            last=self._stamp,
-            compressor=self._compressor,
-            flags=flags,
-            fidelity=max(self._noted, self._floor),
-            successor=successor,
+            first=closed.first,
+            last=closed.last,
+            flags=closed.flags,
+            fidelity=closed.fidelity,
+            successor=closed.successor,
         )
         self.tip = frames.Tip(frame.position, frame.hash)
         self._ready.append(frame)
-        if flags & frames.Flag.BASE_END:
-            self.in_base = False
-        self._open()

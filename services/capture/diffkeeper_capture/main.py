@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from diffkeeper import http, service, settings
@@ -25,7 +26,20 @@ def main() -> None:
     service.run_service("diffkeeper-capture", serve)
 
 
+def _hurry(nice: int, scope: service.Scope) -> None:
+    """Ask for the processor before others: what is not read from the ring in time is a gap."""
+    if not nice:
+        return
+    # Not for the programs that this agent starts.
+    os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    except PermissionError:
+        scope.log.warning("no right to a higher priority; a busy machine may cause gaps", nice=nice)
+
+
 async def _serve(scope: service.Scope, loaded: AgentSettings) -> None:
+    _hurry(loaded.nice, scope)
     token = settings.read_token(Path(loaded.token_file))
     secret = settings.read_token(Path(loaded.broker_secret_file))
     log = await NatsEventLog.connect(loaded.site, loaded.servers, password=secret, name="diffkeeper-capture")

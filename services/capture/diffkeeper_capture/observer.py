@@ -228,7 +228,7 @@ class Observer:
         args = (call_name(record.extra), record.tgid)
         self._sink.add(Delta(Op.BARRIER, file_id, args=args, at_us=record.end_ns // 1000))
 
-    # ---- and which file
+    # ---- who, and which file
 
     def expect(self, tgids: Iterable[int]) -> None:
         """These processes belong to the volume's program: what they do unseen concerns it even before they

@@ -10,6 +10,7 @@ old.
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ HOPS_MAX = 40
 # How long what was learnt outside the volume is believed.
 MEMORY_NS = 1_000_000_000
 REMEMBERED_MAX = 4096
+# What means the caller's own process in its paths and would mean this process in ours.
+_CALLERS_OWN = re.compile(rb"/+proc/+(?:self|thread-self)(?=/|$)|/+dev(?=/+fd(?:/|$))")
+_PROCESS_PATH = re.compile(rb"/proc/[0-9]+(?:/|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class PathResolver:
         self._own_prefixes = tuple(sorted(own))
         self._real = os.fsencode(os.path.realpath(root))
         self._above = _ancestors(self._real)
+        self._proc_device = os.stat("/proc/self").st_dev
         machine_root = os.stat("/")
         self._own_root = (kernel_device(machine_root.st_dev), machine_root.st_ino)
         # (namespace, base device and inode if relative, directory as written) → (where it enters or None,
@@ -194,14 +199,21 @@ class PathResolver:
     def _look_outside(
         self, base: Base, path: bytes, follow: bool, is_absolute: bool
     ) -> tuple[int, bytes] | None:
+        own = _CALLERS_OWN.match(path) if is_absolute else None
+        if own is not None:
+            path = b"/proc/%d/%s" % (base.tgid, path[own.end() :].lstrip(b"/"))
         head, slash, last = path.rstrip(b"/").rpartition(b"/")
         directory = path if follow else head + slash
+        if own is not None:
+            # Never remembered: what a descriptor stands for changes from call to call.
+            found = self._search([b""], directory, is_absolute)
+            return found if found is None or follow else (found[0], found[1] + b"/" + last)
         key = (base.mount_ns, base.device, base.inode, directory)
         remembered = self._outside.get(key)
         if remembered is not None and remembered[1] > base.now_ns and self._holds(remembered[0]):
             found = remembered[0]
         else:
-            found = self._search(base, directory, is_absolute)
+            found = self._search(self._views(base, is_absolute), directory, is_absolute)
             if len(self._outside) >= REMEMBERED_MAX:
                 self._outside.clear()
             self._outside[key] = (found, base.now_ns + MEMORY_NS)
@@ -219,9 +231,9 @@ class PathResolver:
         has_own_root = not base.inode or (base.device, base.inode) == self._own_root
         return base.mount_ns in (self._own_ns, 0) and has_own_root
 
-    def _search(self, base: Base, path: bytes, is_absolute: bool) -> tuple[int, bytes] | None:
+    def _search(self, views: list[bytes], path: bytes, is_absolute: bool) -> tuple[int, bytes] | None:
         """Look up ever longer prefixes on disk until one is a directory (or, whole, a file) of the volume."""
-        for view in self._views(base, is_absolute):
+        for view in views:
             end = 1 if is_absolute else 0
             while end < len(path):
                 end = _next_slash(path, end + 1)
@@ -229,6 +241,8 @@ class PathResolver:
                     status = os.stat(view + path[:end])
                 except OSError:
                     break
+                if status.st_dev == self._proc_device and not _PROCESS_PATH.match(path):
+                    return None  # by some link into /proc, where "self" would be this process
                 if (status.st_dev, status.st_ino) == self._root:
                     return ROOT_ID, path[end:]
                 if status.st_dev == self._root[0] and status.st_ino in self._shadow.by_inode:

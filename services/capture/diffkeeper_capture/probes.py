@@ -47,6 +47,7 @@ class RecordProbe(Protocol):
     def drain(self, handle: RecordHandler, upto: int | None = None, most: int = 65_536) -> int:
         """Deliver up to ``most`` records in order, at least to ``upto`` when given; how many were delivered."""
 
-    def lost(self) -> Lost: ...
+    def lost(self, *, surely: bool = True) -> Lost:
+        """What was lost up to now; not ``surely``: what is known without asking the kernel, late by 0.1 s at most."""
 
     def close(self) -> None: ...

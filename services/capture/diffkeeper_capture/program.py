@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffkeeper
+import diffkeeper_capture
 from diffkeeper.domain import errors
 from diffkeeper.domain.receipts import Level
 from diffkeeper_capture.gate_socket import Program
@@ -23,6 +25,11 @@ POLL_S = 0.01
 TAIL_BYTES = 2000
 
 
+# The wrapper is started with the program's environment, in which PYTHONPATH and the like are meant for the
+# program: so it runs isolated from them (-I), and finds itself where this agent found it.
+_BOOT = "import sys; sys.path[:0] = {paths!r}; from diffkeeper_capture.run_wrapper import main; main()"
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     argv: list[str]
@@ -33,8 +40,17 @@ class Command:
     bind: str | None = None  # where the program sees the volume
 
 
+def _package_roots() -> list[str]:
+    return sorted(
+        {
+            str(Path(package.__file__ or "").resolve().parents[1])
+            for package in (diffkeeper, diffkeeper_capture)
+        }
+    )
+
+
 def wrapper_argv(gate_socket: Path, volume: str, root: Path, level: Level, command: Command) -> list[str]:
-    words = [sys.executable, "-m", "diffkeeper_capture.run_wrapper"]
+    words = [sys.executable, "-I", "-c", _BOOT.format(paths=_package_roots())]
     words += ["--agent-socket", str(gate_socket), "--volume", volume, "--root", str(root)]
     if level is Level.OBSERVE:
         words.append("--no-gate")  # nothing ever waits, so nothing needs to be stopped

@@ -35,11 +35,19 @@ class Launch:
     """How the program is to be started."""
 
     argv: tuple[str, ...]
+    environment: dict[bytes, bytes]
     cwd: str | None = None
     uid: int | None = None
     gid: int | None = None
     bind: tuple[str, str] | None = None  # (directory, where the program sees it)
     gated: bool = True
+
+
+def environment_as_given() -> dict[bytes, bytes]:
+    """What this process was started with; in the C locale Python itself adds LC_CTYPE to ``os.environ``."""
+    with open("/proc/self/environ", "rb") as file:
+        entries = file.read().split(b"\0")
+    return dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +75,7 @@ def become_program(
     try:
         _prepare(launch, parent, parent_end, signal_mask, step)
         step.now = "exec"
-        os.execvp(launch.argv[0], launch.argv)
+        os.execvpe(launch.argv[0], launch.argv, launch.environment)
     except errors.DiffKeeperError as error:
         failure = Failure(error.message, error.hint, EXIT_OWN_FAILURE)
     except OSError as error:
@@ -94,12 +102,14 @@ def _prepare(
         os.close(listener)
         # A gated call that does nothing: from its number the wrapper knows those of the calls to come.
         seccomp.libc.syncfs(-1)
-    if launch.gid is not None:
+    # Who is already who they must be needs no rights, and keeps their other groups.
+    changes_user = launch.uid is not None and launch.uid != os.getuid()
+    if launch.gid is not None and (changes_user or launch.gid != os.getgid()):
         step.now = f"become group {launch.gid}"
-        if launch.gid != os.getgid() or launch.uid is not None:
-            os.setgroups([launch.gid])
+        os.setgroups([launch.gid])
         os.setresgid(launch.gid, launch.gid, launch.gid)
-    if launch.uid is not None:
+    if changes_user:
+        assert launch.uid is not None, "a change is to somebody"
         step.now = f"become user {launch.uid}"
         os.setresuid(launch.uid, launch.uid, launch.uid)
     # After the identity changed, because a change clears it. Without the wrapper nobody would let calls go

@@ -36,7 +36,7 @@ class Kind(enum.IntEnum):
     # the operation has none of its own. Without payload when UNREADABLE. Calls of all processes come, except
     # those whose names are plain ones in directories outside every volume.
     PATH = 5
-    # fchmod, fchown, futimens; aux, uid, gid: mode and owner afterwards.
+    # fchmod, fchown, futimens; aux, uid, gid: mode and owner afterwards; extra: system call number.
     ATTR = 6
     # fsetxattr, fremovexattr; payload: the attribute's name.
     XATTR = 7

@@ -1,9 +1,10 @@
 """Reads the kernel's ring of records by memory mapping: no call into libbpf, no copy, one handler call each.
 
 The layout is that of ``BPF_MAP_TYPE_RINGBUF``: a page with our position, a page with the kernel's, then the
-data mapped twice in a row, so that a record which wraps around is contiguous. Each record has eight bytes
-before it: its length with two flags, and a page offset that only the kernel uses. Positions count bytes since
-the start and never wrap.
+data. The kernel offers the data twice in a row, so that a record which wraps around is contiguous; only the
+first is mapped here, because mapped pages count as ours twice, and the one record in a round that wraps is
+put together. Each record has eight bytes before it: its length with two flags, and a page offset that only
+the kernel uses. Positions count bytes since the start and never wrap.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class RingReader:
         self._stride = min(_STRIDE_MAX_BYTES, ring_bytes // 8)
         self._ours = mmap.mmap(fd, _PAGE, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         self._theirs = mmap.mmap(
-            fd, _PAGE + 2 * ring_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=_PAGE
+            fd, _PAGE + ring_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=_PAGE
         )
         # Native casts: loads and stores of one machine word, never seen half done by the other side.
         self._consumer = memoryview(self._ours).cast("Q")
@@ -72,6 +73,7 @@ class RingReader:
         data, words, consumer, mask = self._data, self._words, self._consumer, self._mask
         unpack, new, record_class = records.HEAD.unpack_from, tuple.__new__, records.Record
         payload_at = _RING_HEAD_BYTES + records.HEAD_BYTES
+        ring_bytes = mask + 1
         position, stride = self._position, self._stride
         told = position + stride
         delivered = 0
@@ -87,7 +89,11 @@ class RingReader:
                     if delivered >= most and position >= target:
                         break
                     begin = at + _RING_HEAD_BYTES
-                    handle(new(record_class, unpack(data, begin)), data[at + payload_at : begin + length])
+                    if begin + length <= ring_bytes:
+                        handle(new(record_class, unpack(data, begin)), data[at + payload_at : begin + length])
+                    else:
+                        whole = self._put_together(begin, length)
+                        handle(new(record_class, unpack(whole)), whole[records.HEAD_BYTES :])
                     delivered += 1
                 position += (length + 15) & ~7
                 if position >= told:
@@ -96,6 +102,10 @@ class RingReader:
         finally:
             self._position = consumer[0] = position
         return delivered
+
+    def _put_together(self, begin: int, length: int) -> memoryview:
+        """A record that goes on at the ring's first byte."""
+        return memoryview(bytes(self._data[begin:]) + bytes(self._data[: begin + length - self._mask - 1]))
 
     def _await_next(self) -> None:
         """Until the record at our position is finished; the kernel is writing it on another processor."""

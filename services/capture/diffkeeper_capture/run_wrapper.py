@@ -10,6 +10,7 @@ library only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -95,7 +96,14 @@ class _NotStarted(Exception):
 def run(options: argparse.Namespace) -> int:
     """Start the program and stay with it; its wait status."""
     launch = Launch(
-        tuple(options.argv), options.cwd, options.uid, options.gid, options.bind, gated=not options.no_gate
+        tuple(options.argv),
+        # Before the identity changes: a process that changed it may not read its own any more.
+        program_launch.environment_as_given(),
+        options.cwd,
+        options.uid,
+        options.gid,
+        options.bind,
+        gated=not options.no_gate,
     )
     # Before the fork, so that no signal is lost between it and the loop.
     relay = SignalRelay()
@@ -132,7 +140,8 @@ def run(options: argparse.Namespace) -> int:
         ours.close()  # the child reads the end of it and exits
         os.waitpid(child, 0)
         raise _no_agent(options.agent_socket, error) from error
-    ours.send(b"g")
+    with contextlib.suppress(BrokenPipeError):  # the child has failed already, and said why
+        ours.send(b"g")
     ours.close()
     failure = _read_failure(failures_out)
     if failure is not None:

@@ -93,7 +93,7 @@ class Scanner:
         self._seen: set[int] = set()
         self._depth = Depth.NAMES
 
-    # ---- comparisons
+    # ---- whole comparisons
 
     def compare(
         self, scope: dict[int, frozenset[bytes] | None], *, deep: bool, depth: Depth = Depth.NAMES
@@ -127,7 +127,7 @@ class Scanner:
         progress = Progress()
         yield from self._count(progress)
         read_before, looked_before = self.read_bytes, self.looked
-        self._log_root_xattrs()
+        self._log_root()
         for _ in self.compare({ROOT_ID: None}, deep=True, depth=Depth.NAMES):
             progress.files = self.looked - looked_before
             progress.bytes = self.read_bytes - read_before
@@ -147,8 +147,12 @@ class Scanner:
             progress.files_total += len(directories) + len(files)
             yield progress
 
-    def _log_root_xattrs(self) -> None:
+    def _log_root(self) -> None:
+        """What the root is, whatever it is: a replica's own directory may have begun as anything."""
         with self._reader.directory(ROOT_ID) as fd:
+            status = os.fstat(fd)
+            attributes = {"mode": stat.S_IMODE(status.st_mode), "uid": status.st_uid, "gid": status.st_gid}
+            self._shadow.change_attributes(ROOT_ID, attributes, _now_us())
             self._log_xattrs(ROOT_ID, rereader.list_xattrs(fd, b"."), {})
 
     def read_file(self, file_id: int) -> Iterator[int]:
@@ -269,7 +273,7 @@ class Scanner:
             return found.status.st_ino not in self._shadow.by_inode
         return inode == found.status.st_ino
 
-    # ---- that is known
+    # ---- an entry that is known
 
     def _compare_known(self, known: int, found: Found, deep: bool) -> Iterator[int]:
         is_adopted = known not in self._shadow.inode_of
@@ -309,7 +313,7 @@ class Scanner:
                 self._changed()
                 self._shadow.change_xattr(file_id, name, there.get(name), _now_us())
 
-    # ---- entry that is new
+    # ---- an entry that is new
 
     def _make_room(self, found: Found, known: int) -> None:
         """Another inode stands where ``known`` was: park that until it is known where it went."""

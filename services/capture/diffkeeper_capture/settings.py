@@ -18,7 +18,10 @@ class AgentSettings(settings.Settings, frozen=True, forbid_unknown_fields=True, 
     gate_socket: str = ""  # default: gate.sock in ``dir``
     host: str = "127.0.0.1"
     port: int = 0
-    ring_bytes: int = 64 * MIB
+    # Part of the agent's resident memory, and how long capture may stand still under load.
+    ring_bytes: int = 32 * MIB
+    # The agent must read the ring before it is full, whatever else the machine does; 0 leaves the priority as it is.
+    nice: int = -15
     spool_bytes: int = 4096 * MIB
     linger_ms: float = 2.0
     linger_most_ms: float = 20.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from diffkeeper.domain import errors, frames, volumes
@@ -22,6 +23,8 @@ from diffkeeper_capture.volume_order import Order, VolumeFiles
 class Builder:
     log: EventLog
     spool_bytes: int
+    # Of one thread, for packing full frames beside the capture.
+    packer: Executor
 
     async def build(self, order: Order, files: VolumeFiles, *, sole_source: bool) -> Parts:
         """Raises Fenced, Corrupt, Misconfigured or Transient, and then holds nothing open."""
@@ -55,6 +58,7 @@ class Builder:
             clock=SystemClock(),
             last_stamp=start.stamp,
             in_base=not start.based,
+            packer=self.packer,
         )
         if sole_source:
             framer.set_floor(frames.Fidelity.SCAN)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,8 +38,13 @@ from diffkeeper_capture.watch_probe import WatchProbe
 ROOT_CHECK_S = 1.0
 # A first sight pauses while this much of it is not in the stream yet.
 BASE_AHEAD_BYTES = 64 * 1024 * 1024
+# After a loss, files are re-read only when the ring has held for so long (a barrier does not wait for that):
+# reading while records are lost makes more of them be lost.
+CALM_S = 0.5
 # The stream is said to lag behind from here on, and frames are made larger.
 BEHIND_BYTES = 1024 * 1024
+# Each frame costs an fsync at every holder. While as many as these wait for theirs, frames get larger, not more.
+FEW_FRAMES = 4
 
 _log = structlog.get_logger("capture")
 
@@ -97,6 +102,9 @@ class VolumeCapture:
         )
         self.gap_open = False
         self.last_gap: dict[str, Any] | None = None
+        self._is_taking = True
+        self._observe: Callable[[records.Record, memoryview], None] = parts.observer.observe
+        self._lost_at = 0.0
         self._broken = asyncio.Event()
         self._breakage: Exception | None = None
         self._start = parts.start
@@ -148,10 +156,17 @@ class VolumeCapture:
         if self._breakage is None:
             self._breakage = error
             self._broken.set()
+            self._stop_taking()
+
+    def _stop_taking(self) -> None:
+        """Records that still come are of no concern."""
+        self._is_taking = False
+        self._observe = _ignore
 
     def _end(self, error: BaseException) -> None:
         assert isinstance(error, errors.DiffKeeperError), "only ours come here"
         self.state = "fenced" if isinstance(error, errors.Fenced) else "failed"
+        self._stop_taking()
         self.error = error
         self._whole.set()  # whoever waits for it finds the error
         self.durability.fail(error)
@@ -235,20 +250,15 @@ class VolumeCapture:
     def lost_records(self) -> int:
         return 0 if self._drain is None else self._drain.lost_records
 
-    @property
-    def is_active(self) -> bool:
-        return self.state in ("scanning", "capturing") and self._breakage is None
-
     def feed(self, record: records.Record, payload: memoryview) -> None:
-        if not self.is_active:
-            return
+        # For every write of the machine's volumes: nothing here but the call.
         try:
-            self.observer.observe(record, payload)
+            self._observe(record, payload)
         except Exception as error:  # noqa: BLE001
             self._break(error)
 
     def drained(self, empty_ns: int | None) -> bool:
-        if not self.is_active:
+        if not self._is_taking:
             return False
         try:
             return self._drained(empty_ns)
@@ -258,20 +268,34 @@ class VolumeCapture:
 
     def _drained(self, empty_ns: int | None) -> bool:
         settled = True
-        if empty_ns is not None and self._whole.is_set():
+        if time.monotonic() - self._lost_at < CALM_S:
+            settled = not self.observer.doubts  # looked at again soon
+        elif empty_ns is not None and self._whole.is_set():
             settled = self.observer.settle(empty_ns)
             if settled:
                 self._settle_gap()
-        due_us = self._drain.linger_s * 1e6 if self._drain is not None else 0
-        if self.framer.pending and self.framer.oldest_pending_age() >= due_us:
+        if (
+            self.framer.pending
+            and not self.framer.is_packing  # full frames are on their way: the next may fill up too
+            and self.framer.oldest_pending_age() >= self._due_us()
+        ):
             self._ship(self.framer.cut())
         else:
             self._ship(self.framer.take())
-        return not settled or self.framer.pending > 0
+        return not settled or self.framer.pending > 0 or self.framer.is_packing
+
+    def _due_us(self) -> float:
+        """How old the oldest delta of an open frame may become before it is cut."""
+        if self._drain is None:
+            return 0
+        unsafe = self.framer.tip.position.sequence - self.durability.safe().sequence
+        linger_s = self._drain.linger_s if unsafe < FEW_FRAMES else self._drain.linger_most_s
+        return linger_s * 1e6
 
     def lost(self, inodes: frozenset[int] | None) -> None:
-        if not self.is_active:
+        if not self._is_taking:
             return
+        self._lost_at = time.monotonic()
         detail = "everywhere" if inodes is None else f"{len(inodes)} files"
         self._note_gap("lost-records")
         self.observer.lose(inodes or (), everywhere=inodes is None, detail=detail)
@@ -344,7 +368,7 @@ class VolumeCapture:
 
     def tree_state(self) -> trees.TreeState:
         """The tree at the end of the log. The caller has cut, so that no delta waits in an open frame."""
-        assert not self.framer.pending, "the tree would be ahead of the log"
+        assert not self.framer.pending and not self.framer.is_packing, "the tree would be ahead of the log"
         tip = self.framer.tip
         return self.observer.state(self.order.volume, tip.position, tip.hash, self.framer.stamp)
 
@@ -364,12 +388,17 @@ class VolumeCapture:
         self._ship(self.framer.cut(flags, successor))
         self.shipper.sync_soon()
         self.state = "released"
+        self._stop_taking()
 
     def close(self) -> None:
         if self._watch is not None:
             self._watch.close()
         self.observer.close()
         self.spool.close()
+
+
+def _ignore(_record: records.Record, _payload: memoryview) -> None:
+    pass
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

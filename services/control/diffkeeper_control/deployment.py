@@ -93,8 +93,11 @@ class Layout:
         for path in (self.control, self.operations, self.logs):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         for site in sites:
-            for path in (self.nats(site), self.capture(site), self.replicator(site), self.volumes(site)):
+            for path in (self.nats(site), self.capture(site), self.replicator(site)):
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # A program that runs as another user (PostgreSQL refuses root) walks through it to its own files;
+            # what it may read there, the modes of the replica say, which are those of the source.
+            self.volumes(site).mkdir(parents=True, exist_ok=True, mode=0o711)
 
 
 class Process(msgspec.Struct, frozen=True):

@@ -75,6 +75,9 @@ class Embedded:
         Where an earlier control left anything running, a child that does not start is tried again instead:
         what runs must not be taken down for it.
         """
+        for site in self.sites:
+            if self.is_stopped(site):
+                await self._end_inherited(site)
         patient = any(site.processes for site in self.note.sites.values())
         waiting = [
             self._start_locked(site, before, patient=patient)
@@ -141,6 +144,15 @@ class Embedded:
 
     def statuses(self, site: str) -> list[dict[str, Any]]:
         return [self.children[site][role].status() for role in ROLES]
+
+    async def _end_inherited(self, site: str) -> None:
+        """A control that died while it stopped a site may have left some of it."""
+        for noted in self._inherited[site].values():
+            identity = processes.ProcessId(noted.pid, noted.start_ticks)
+            if processes.is_running(identity):
+                await processes.stop(identity, STOP_GRACE_S["agent"])
+        self._inherited[site].clear()
+        self._save()
 
     async def _start_locked(self, site: str, before: BeforeRole, *, patient: bool) -> None:
         async with self._changing[site]:

@@ -49,7 +49,7 @@ async def fence(log: event_log.EventLog, origin: volumes.Origin, epoch: int) -> 
 
 def fence_frame(origin: volumes.Origin, epoch: int, tip: frames.Tip, stamp: clocks.Stamp) -> frames.Frame:
     return frames.seal(
-        deltas.Columns(),
+        frames.pack(deltas.Columns(), frames.Compressor()),
         volume=origin.volume,
         origin=origin.site,
         position=positions.Position(epoch, tip.position.sequence + 1),
@@ -57,6 +57,5 @@ def fence_frame(origin: volumes.Origin, epoch: int, tip: frames.Tip, stamp: cloc
         parent_hash=tip.hash,
         first=stamp,
         last=stamp,
-        compressor=frames.Compressor(),
         flags=frames.Flag.FENCE,
     )

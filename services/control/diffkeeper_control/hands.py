@@ -29,6 +29,9 @@ FENCE_TIMEOUT_S = 0.5
 # A planned failover starts its handover once the target is at most this far behind.
 CLOSE_TIMEOUT_S = 30.0
 
+# Up to the point of no return a target that was stopped is given up at once, not asked again and again.
+_NEEDS_TARGET = frozenset({Phase.PREPARE, Phase.HANDOVER, Phase.PROMISE, Phase.CATCH_UP, Phase.PROMOTE})
+
 _log = structlog.get_logger("hands")
 
 
@@ -53,6 +56,13 @@ class SiteHands:
         }
 
     async def carry_out(self, work: Do, machine: Failover) -> failover.Event:
+        if machine.phase in _NEEDS_TARGET and self._embedded.is_stopped(machine.plan.target):
+            raise errors.Refused(
+                f"site {machine.plan.target} was stopped while volume {machine.plan.volume} was moved there",
+                reason="site-stopped",
+                hint="start it, then ask again",
+                site=machine.plan.target,
+            )
         return await self._work[work](machine)
 
     def leader_is_dead(self, plan: failover.Plan) -> bool:
@@ -251,8 +261,9 @@ class SiteHands:
         handover = machine.handover
         tree_state = machine.handover_tree_state
         if handover is None and status is not None and status.get("state") == "released":
-            # It had handed over and its answer was lost; asked again it gives the same.
-            answer = await agent.handover(plan.volume, plan.target, plan.grace_s, plan.timeout_s)
+            # Its epoch has ended and its answer was lost. Release gives the same one, and does not wait for
+            # a site that may be what failed.
+            answer = await agent.release(plan.volume)
             handover, tree_state = _heard_point(answer), answer.get("tree_state")
         if handover is not None:
             await self._reign_again(machine, handover, tree_state)

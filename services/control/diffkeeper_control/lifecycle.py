@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from diffkeeper.domain import errors, receipts
+from diffkeeper.domain import errors, positions, receipts
 from diffkeeper_control import admissions, programs, registry, roles, streams
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.hands import SiteHands
@@ -147,6 +147,8 @@ class Lifecycle:
             await self._ensure_streams(volume)
             if captures:
                 volume = msgspec.structs.replace(volume, resume=(await self._end_capture(before)).resume)
+            elif not renew:
+                volume = _after_its_end(volume)
             volume = self._registry.put(volume)
             await self._attach(volume)
             if renew:
@@ -274,6 +276,20 @@ class Lifecycle:
                 hint="wait for it: dkctl status shows how far it is",
                 operation=volume.operation,
             )
+
+
+def _after_its_end(volume: Volume) -> Volume:
+    """A reign whose capture ended in order is over: the next begins where it ended."""
+    resume = volume.resume
+    if resume is None or positions.parse(resume.point.position).epoch < volume.epoch:
+        return volume
+    volume, epoch = registry.with_next_epoch(volume)
+    return registry.with_reign(
+        volume,
+        Reign(site=volume.leader, epoch=epoch, parent=resume.point),
+        path=volume.paths[volume.leader],
+        resume=resume,
+    )
 
 
 def _released(volume: Volume) -> dict[str, Any]:

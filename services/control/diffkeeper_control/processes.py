@@ -70,7 +70,9 @@ async def wait_for_end(process: ProcessId) -> int | None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     try:
-        if is_running(process):
+        # No start time: its first thread has ended. The others may still hold its files and ports until the
+        # handle says that all of it has ended; only then can it be reaped.
+        if nats_server.start_ticks(process.pid) in (None, process.start_ticks):
             loop.add_reader(handle, ended.set)
             try:
                 await ended.wait()

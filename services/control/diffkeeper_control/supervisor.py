@@ -12,6 +12,7 @@ import enum
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -24,6 +25,7 @@ FIRST_PAUSE_MS = 200
 LONGEST_PAUSE_MS = 10_000
 # A child that lived this long had a good start, so its end begins the pauses anew.
 GOOD_LIFE_S = 30.0
+_LAST_WORDS_BYTES = 2048
 
 _log = structlog.get_logger("supervisor")
 
@@ -130,6 +132,9 @@ class Child:
         await self._let_go()
 
     def forget_process(self) -> None:
+        """After its end, which nobody awaited any more: take its exit status, so that its number is free."""
+        if self.process is not None:
+            self.last_exit = processes.reap(self.process.pid)
         self.process = None
         self._on_change()
 
@@ -159,7 +164,8 @@ class Child:
             if not await self._answers(identity):
                 raise errors.Unreachable(
                     f"the {self.recipe.name} of site {self.recipe.site} did not answer within "
-                    f"{self.recipe.start_timeout_s:g} s of its start, or ended",
+                    f"{self.recipe.start_timeout_s:g} s of its start, or ended; "
+                    f"its log ends with: {_last_words(Path(self.recipe.log))}",
                     reason="child-not-healthy",
                     hint=f"read {self.recipe.log}",
                 )
@@ -238,3 +244,14 @@ class Child:
 
     def _label(self) -> dict[str, str]:
         return {"site": self.recipe.site, "child": self.recipe.name}
+
+
+def _last_words(log: Path) -> str:
+    """The last line of a log, so that the reason stands beside the failure."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _LAST_WORDS_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        return f"(it cannot be read: {error.strerror})"
+    return lines[-1] if lines else "(it is empty)"

@@ -38,6 +38,7 @@ def ended(volume: dict[str, Any], operation: dict[str, Any]) -> output.Answer:
         raise _failure(operation)
     result = operation.get("result") or {}
     program = volume.get("program") or {}
+    pid = program.get("pid") if program.get("running") else None
     moves = [
         {"what": "site", "before": operation["from"], "after": operation["to"]},
         {"what": "epoch", "before": volume.get("epoch"), "after": operation["epoch"]},
@@ -46,7 +47,7 @@ def ended(volume: dict[str, Any], operation: dict[str, Any]) -> output.Answer:
             "before": (volume.get("positions") or {}).get("captured"),
             "after": result.get("position"),
         },
-        {"what": "program", "before": _pid(program.get("pid")), "after": _pid(result.get("pid"))},
+        {"what": "program", "before": _pid(pid), "after": _pid(result.get("pid"))},
         {"what": "path", "before": volume.get("path"), "after": result.get("path")},
     ]
     name = operation["volume"]
@@ -80,6 +81,13 @@ def ended(volume: dict[str, Any], operation: dict[str, Any]) -> output.Answer:
         exit=code,
         hints=[f"dkctl log {name}"] if code else [],
     )
+
+
+def planned_text(volume: dict[str, Any], target: str) -> str:
+    """What a planned move does, for the question about it."""
+    runs = (volume.get("program") or {}).get("running")
+    what = "its program is stopped and started" if runs else "no program runs"
+    return f"{volume['volume']} moves from {volume.get('leader')} to {target}; {what}."
 
 
 def loss_text(volume: dict[str, Any]) -> str:

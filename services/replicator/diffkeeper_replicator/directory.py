@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -143,9 +144,15 @@ def open_or_begin(
     if state.identities[ROOT_ID].device != os.lstat(path).st_dev:
         _move_device(state, os.lstat(path).st_dev)
     if not files.take_clean():
+        # The journal may grow meanwhile; what comes later is applied later.
+        count = max(0, journal.tip.position.sequence - start.sequence)
         if note.base_end is None:
-            note = msgspec.structs.replace(note, base_end=_base_end(journal, state))
-        state = reconcile(path, state, lambda: journal.frames_after(start), allow_setid=allow_setid)
+            note = msgspec.structs.replace(
+                note, base_end=_base_end(islice(journal.frames_after(start), count))
+            )
+        state = reconcile(
+            path, state, lambda: islice(journal.frames_after(start), count), allow_setid=allow_setid
+        )
     return _start(files, note, state, allow_setid)
 
 
@@ -206,8 +213,6 @@ def _adoption(tree_state: Path, state: trees.TreeState) -> str:
 
 def _begin(files: VolumeFiles, volume: str, path: Path, allow_setid: bool) -> Directory:
     path.mkdir(parents=True, exist_ok=True)
-    # As a tree begins: what the log says of the root's mode is said against this.
-    path.chmod(trees.Tree().nodes[ROOT_ID].mode)
     found = _stat_root(path)
     if os.listdir(path):
         raise errors.Misconfigured(
@@ -264,9 +269,9 @@ def _move_device(state: trees.TreeState, device: int) -> None:
         state.identities[file_id] = replace(identity, device=device)
 
 
-def _base_end(journal: Journal, state: trees.TreeState) -> str | None:
+def _base_end(log: Iterable[frames.Frame]) -> str | None:
     """The position of the end of the first-sight scan among the frames that are to be replayed."""
-    for frame in journal.frames_after(state.position):
+    for frame in log:
         if frames.Flag.BASE_END in frame.header.flags:
             return str(frame.position)
     return None

@@ -319,7 +319,14 @@ class Intake:
     async def _confirm(self) -> None:
         durable = self.journal.tip
         origin = self._durable_origin
-        if durable.position.epoch < max(1, self.promised) or origin == self._log.site:
+        reign = self.chain[-1] if self.chain else None
+        if reign is not None and reign.parent == durable:
+            # A new reign begins exactly here and has written nothing yet: its writer must learn that we
+            # stand with it, although the frame is of the reign before.
+            origin = reign.site
+        elif durable.position.epoch < max(1, self.promised):
+            return
+        if durable.position.epoch < 1 or origin == self._log.site:
             return
         said = event_log.Confirmation(
             self._log.site,

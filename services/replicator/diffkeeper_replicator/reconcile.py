@@ -21,7 +21,8 @@ from diffkeeper_replicator import safe_paths
 from diffkeeper_replicator.applier import Applier
 from diffkeeper_replicator.layout import Layout
 
-# Gives the frames of (P, E] from the beginning each time it is called: they are read twice.
+# Gives the frames after P from the beginning each time it is called: they are read twice. The first reading
+# says where E is; a journal that grows meanwhile gives more in the second.
 Frames = Callable[[], Iterable[frames.Frame]]
 
 
@@ -48,6 +49,8 @@ def reconcile(
             applier = Applier(root_fd, tree, identities, allow_setid=allow_setid)
             try:
                 for frame in after():
+                    if frame.position > at.position:
+                        break
                     applier.apply_content(frame.columns())
             finally:
                 applier.close()

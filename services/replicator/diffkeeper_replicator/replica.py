@@ -91,6 +91,7 @@ class Replica:
                 if role.role == "follow" and (self.fault is not None or self._could_not_open()):
                     await self._end(clean=False)
                     await self._begin()  # what was in the way may be gone
+                    await self._check_adopted(role)
                 return
             if role.epoch < self.promised:
                 raise errors.Fenced(
@@ -250,6 +251,14 @@ class Replica:
             return
         await self._end(clean=True)
         await self._begin()
+        await self._check_adopted(role)
+
+    async def _check_adopted(self, role: Role) -> None:
+        """The caller forgets the tree state once it is answered, so the answer says whether it was used."""
+        if role.tree_state is not None and self.replayer is not None:
+            await self.replayer.opened.wait()
+            if self.replayer.directory is None and self.replayer.trouble is not None:
+                raise self.replayer.trouble
 
     async def _begin(self) -> None:
         """Open what is on disk and follow."""

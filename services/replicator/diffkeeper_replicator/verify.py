@@ -113,20 +113,20 @@ def replay(
 
 
 def empty_state(volume: str, root: Path) -> trees.TreeState:
-    """The state before the first frame, of an empty directory; its mode and owner are as found until a frame
-    says.
+    """The state before the first frame, in an empty directory. Its own mode and owner become those with which
+    a tree begins: what a log says of its root is said against them.
     """
-    root_fd = safe_paths.open_root(root)
-    try:
-        found, identity = os.fstat(root_fd), safe_paths.identity(root_fd)
-    finally:
-        os.close(root_fd)
     tree = trees.Tree()
     node = tree.nodes[ROOT_ID]
-    node.mode, node.uid, node.gid = stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid
-    return trees.TreeState(
-        volume, frames.ORIGIN_TIP.position, frames.ORIGIN_TIP.hash, 0, tree, {ROOT_ID: identity}
-    )
+    root_fd = safe_paths.open_root(root)
+    try:
+        if os.geteuid() == 0:
+            os.fchown(root_fd, node.uid, node.gid)
+        os.fchmod(root_fd, node.mode)
+        identities = {ROOT_ID: safe_paths.identity(root_fd)}
+    finally:
+        os.close(root_fd)
+    return trees.TreeState(volume, frames.ORIGIN_TIP.position, frames.ORIGIN_TIP.hash, 0, tree, identities)
 
 
 class Difference(NamedTuple):

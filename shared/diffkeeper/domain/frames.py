@@ -90,8 +90,7 @@ class Frame:
     def message_id(self) -> str:
         """For ``Nats-Msg-Id``: holds the hash because brokers never compare the payloads of duplicates."""
         header = self.header
-        epoch, sequence = header.position.epoch, header.position.sequence
-        return f"{header.volume}:{header.origin}:{epoch}:{sequence}:{self.hash.hex()}"
+        return f"{header.volume}:{header.origin}:{header.position.epoch}:{header.position.sequence}:{self.hash.hex()}"
 
     def columns(self) -> deltas.Columns:
         """The deltas, decompressed and checked; raises Corrupt, and takes no memory beyond the limits."""
@@ -110,8 +109,28 @@ class Compressor:
         return (Codec.ZSTD, packed) if len(packed) < len(body) else (Codec.PLAIN, body)
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The body of a frame to be: encoded and compressed, which needs nothing of the frame before it."""
+
+    codec: Codec
+    body: bytes
+    count: int  # deltas
+    body_bytes: int  # before compression
+
+
+def pack(columns: deltas.Columns, compressor: Compressor) -> Packed:
+    """The costly half of sealing; may run in a thread of its own. The caller cuts early: see
+    ``FRAME_TARGET_BYTES``.
+    """
+    body = columns.encode()
+    assert len(body) <= limits.FRAME_MAX_BODY_BYTES, "a frame must be cut before it outgrows its limit"
+    codec, packed = compressor.compress(body)
+    return Packed(codec, packed, len(columns), len(body))
+
+
 def seal(
-    columns: deltas.Columns,
+    packed: Packed,
     *,
     volume: str,
     origin: str,
@@ -120,17 +139,11 @@ def seal(
     parent_hash: bytes,
     first: clocks.Stamp,
     last: clocks.Stamp,
-    compressor: Compressor,
     flags: Flag = NO_FLAGS,
     fidelity: Fidelity = Fidelity.EXACT,
     successor: str = "",
 ) -> Frame:
-    """Columns as a frame that can be published. The caller keeps frames below ``FRAME_TARGET_BYTES`` by
-    cutting early.
-    """
-    body = columns.encode()
-    assert len(body) <= limits.FRAME_MAX_BODY_BYTES, "a frame must be cut before it outgrows its limit"
-    codec, packed = compressor.compress(body)
+    """A packed body as a frame that can be published: header, place in the chain, hash."""
     header = Header(
         volume,
         origin,
@@ -139,16 +152,16 @@ def seal(
         parent_hash,
         first,
         last,
-        len(columns),
-        len(body),
+        packed.count,
+        packed.body_bytes,
         flags,
         fidelity,
-        codec,
+        packed.codec,
         "",
         successor,
     )
     head = msgpack.packb(_to_map(header), use_bin_type=True)
-    wire = b"".join((_PREFIX.pack(MAGIC, len(head)), head, packed))
+    wire = b"".join((_PREFIX.pack(MAGIC, len(head)), head, packed.body))
     return Frame(header, blake3(wire).digest(), wire, _PREFIX.size + len(head))
 
 
@@ -260,8 +273,7 @@ def _from_map(fields: Any) -> Header:
         raise ValueError("not a map")
     if fields["v"] != VERSION or not fields.keys() <= _KNOWN:
         raise errors.Corrupt(
-            f"a frame's header has version {fields['v']} and this service reads {VERSION}; "
-            "it was left where it is",
+            f"a frame's header has version {fields['v']} and this service reads {VERSION}; it was left where it is",
             reason="unknown-version",
             hint="upgrade this service: a newer agent wrote this frame",
         )

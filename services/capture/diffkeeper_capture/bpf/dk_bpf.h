@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What capture.bpf.c needs of the kernel, without any header of the distribution: helpers by their stable number, kernel
- * functions by name, and of each kernel structure only the fields that are read. The offsets written here mean nothing: libbpf
- * relocates every access (CO-RE) against the BTF of the kernel that loads the program.
+ * What capture.bpf.c needs of the kernel, without any header of the distribution: helpers by their stable
+ * number, kernel functions by name, and of each kernel structure only the fields that are read. The offsets
+ * written here mean nothing: libbpf relocates every access (CO-RE) against the BTF of the kernel that loads
+ * the program.
  */
 #pragma once
 
@@ -35,7 +36,7 @@ enum {
 };
 enum { BPF_F_NO_PREALLOC = 1, BPF_LOCAL_STORAGE_GET_F_CREATE = 1 };
 
-/* ------------------------------------------------------------------ structures of the kernel, as far as they are read */
+/* ---------------------------------------------------- structures of the kernel, as far as they are read */
 
 struct vfsmount;
 
@@ -115,6 +116,7 @@ struct cred {
 } CORE;
 
 struct thread_info {
+	unsigned long flags;
 	u32 status;
 } CORE;
 
@@ -155,14 +157,14 @@ struct pt_regs {
 #define ARG3(regs) ((regs)->regs[3])
 #define ARG4(regs) ((regs)->regs[4])
 #define ARG5(regs) ((regs)->regs[5])
-/* TIF_32BIT is bit 22 of thread_info.flags; a 32-bit arm program is reported as unseen when it is executed. */
-#define IS_COMPAT(task) 0
+/* TIF_32BIT: a program of 32-bit arm, whose calls have numbers of another table. */
+#define IS_COMPAT(task) ((task)->thread_info.flags & (1ul << 22))
 #define O_DIRECT_FLAG 0x10000
 #else
 #error "compile with -DDK_X86_64 or -DDK_AARCH64"
 #endif
 
-/* ------------------------------------------------------------------------------------- helpers, by their stable number */
+/* ----------------------------------------------------------------------- helpers, by their stable number */
 
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
@@ -173,15 +175,18 @@ static long (*bpf_probe_read_user_str)(void *to, u32 size, const void *from) = (
 static void *(*bpf_ringbuf_reserve)(void *ring, u64 size, u64 flags) = (void *)131;
 static void (*bpf_ringbuf_submit)(void *data, u64 flags) = (void *)132;
 static void (*bpf_ringbuf_discard)(void *data, u64 flags) = (void *)133;
-static void *(*bpf_task_storage_get)(void *map, struct task_struct *task, void *value, u64 flags) = (void *)156;
+static void *(*bpf_task_storage_get)(void *map, struct task_struct *task, void *value,
+				     u64 flags) = (void *)156;
 static struct task_struct *(*bpf_get_current_task_btf)(void) = (void *)158;
 struct bpf_dynptr {
 	u64 opaque[2];
 } __attribute__((aligned(8)));
-static long (*bpf_ringbuf_reserve_dynptr)(void *ring, u32 size, u64 flags, struct bpf_dynptr *out) = (void *)198;
+static long (*bpf_ringbuf_reserve_dynptr)(void *ring, u32 size, u64 flags,
+					  struct bpf_dynptr *out) = (void *)198;
 static void (*bpf_ringbuf_submit_dynptr)(struct bpf_dynptr *ptr, u64 flags) = (void *)199;
 static void (*bpf_ringbuf_discard_dynptr)(struct bpf_dynptr *ptr, u64 flags) = (void *)200;
-static long (*bpf_dynptr_write)(const struct bpf_dynptr *to, u32 offset, void *from, u32 size, u64 flags) = (void *)202;
+static long (*bpf_dynptr_write)(const struct bpf_dynptr *to, u32 offset, void *from, u32 size,
+				u64 flags) = (void *)202;
 static void *(*bpf_dynptr_data)(const struct bpf_dynptr *ptr, u32 offset, u32 size) = (void *)203;
 
 /* Kernel functions, bound by name. The newest of them, bpf_probe_read_user_dynptr, is in Linux since 6.16. */
@@ -194,12 +199,17 @@ KSYM int bpf_iter_num_new(struct bpf_iter_num *it, int start, int end);
 KSYM int *bpf_iter_num_next(struct bpf_iter_num *it);
 KSYM void bpf_iter_num_destroy(struct bpf_iter_num *it);
 
-/* The address as a pointer to the kernel's structure: its fields are then read by plain loads that give 0 on a fault. */
+/*
+ * The address as a pointer to the kernel's structure: its fields are then read by plain loads that give 0
+ * on a fault.
+ */
 #define AS(type, address) \
-	((struct type *)bpf_rdonly_cast((const void *)(u64)(address), __builtin_btf_type_id(*(struct type *)0, 1)))
+	((struct type *)bpf_rdonly_cast((const void *)(u64)(address), \
+					__builtin_btf_type_id(*(struct type *)0, 1)))
 
 /* A loop whose bound the verifier takes from the iterator, so that it does not walk each round. */
 #define FOR_UP_TO(rounds) \
 	for (struct bpf_iter_num it_ __attribute__((aligned(8), cleanup(bpf_iter_num_destroy))), \
-	     *once_ __attribute__((unused)) = (bpf_iter_num_new(&it_, 0, (rounds)), (void)bpf_iter_num_destroy, (void *)0); \
+	     *once_ __attribute__((unused)) = \
+		     (bpf_iter_num_new(&it_, 0, (rounds)), (void)bpf_iter_num_destroy, (void *)0); \
 	     bpf_iter_num_next(&it_);)

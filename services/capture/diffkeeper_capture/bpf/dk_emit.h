@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Into the ring: room first, then a number of the order, then the marks. A call that ended takes the next number after its room is
- * taken, and is flagged when another one of the same bucket took a number since it began. So two unflagged records of one file
- * never stand in the ring in another order than that in which their calls changed the file.
+ * Into the ring: room first, then a number of the order, then the marks. A call that ended takes the next
+ * number after its room is taken, and is flagged when another one of the same bucket took a number since it
+ * began. So two unflagged records of one file never stand in the ring in another order than that in which
+ * their calls changed the file.
  */
 #pragma once
 
@@ -19,8 +20,9 @@ struct {
 } lost_files SEC(".maps");
 
 /*
- * The number of the last call that ended on an inode, by a hash of the inode's number. Two inodes that share a bucket cost a
- * needless re-read when they are written at the same instant; nothing is ever evicted, so nothing is ever missed.
+ * The number of the last call that ended on an inode, by a hash of the inode's number. Two inodes that
+ * share a bucket cost a needless re-read when they are written at the same instant; nothing is ever
+ * evicted, so nothing is ever missed.
  */
 #define FILE_BUCKETS 65536
 enum { BUCKET_NAMES = FILE_BUCKETS, BUCKET_PATH_TRUNCATE, BUCKET_CHANGED_IN_TRUNCATE, BUCKETS };
@@ -31,10 +33,18 @@ struct {
 	u64 last[BUCKETS];
 } order SEC(".bss.order");
 
-/* What a call takes with it when it begins. 0: the probe was not there yet, so anything may have happened since. */
+/*
+ * What a call takes with it when it begins. 0: the probe was not there yet, so anything may have happened
+ * since.
+ */
 INLINE u64 order_now(void)
 {
+#if defined(DK_AARCH64)
+	/* A plain load could be done after the call has taken the lock of the inode; this one is a barrier. */
+	return __sync_fetch_and_add(&order.ended, 0) + 1;
+#else
 	return *(volatile u64 *)&order.ended + 1;
+#endif
 }
 
 INLINE u64 order_end(void)
@@ -47,7 +57,10 @@ INLINE u32 bucket_of(u64 inode, u32 device)
 	return (inode ^ (inode >> 16) ^ (device * 40503u)) & (FILE_BUCKETS - 1);
 }
 
-/* Note that a call ended; true when another one (not this call's own record with number `own`) ended since it began. */
+/*
+ * Note that a call ended; true when another one (not this call's own record with number `own`) ended since
+ * it began.
+ */
 __attribute__((noinline)) u32 dk_ended(u32 bucket, u64 begun, u64 end, u64 own)
 {
 	u64 *last;
@@ -63,7 +76,9 @@ __attribute__((noinline)) u32 dk_ended(u32 bucket, u64 begun, u64 end, u64 own)
 		if (__sync_val_compare_and_swap(last, seen, end) == seen)
 			return seen > begun && seen != own;
 	}
-	/* Too contended to keep the latest end: from now on every call of this bucket counts as overlapped. */
+	/*
+	 * Too contended to keep the latest end: from now on every call of this bucket counts as overlapped.
+	 */
 	__sync_lock_test_and_set(last, ~0ull);
 	return 1;
 }
@@ -105,7 +120,10 @@ INLINE void fill_inode(struct dk_record *record, struct inode *inode)
 		record->flags |= FLAG_UNLINKED;
 }
 
-/* A record about one inode and without payload, its room taken and its head filled; NULL, and counted, without room. */
+/*
+ * A record about one inode and without payload, its room taken and its head filled; NULL, and counted,
+ * without room.
+ */
 INLINE struct dk_record *begin_record(u32 kind, u32 volume, struct inode *inode, u64 start_ns)
 {
 	struct dk_record *record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
@@ -120,8 +138,8 @@ INLINE struct dk_record *begin_record(u32 kind, u32 volume, struct inode *inode,
 }
 
 /*
- * Flag a record whose call changed the content or size of its inode while another one did. `own`: the number of the record before
- * of the same call, 0 for the first; the answer is this one's.
+ * Flag a record whose call changed the content or size of its inode while another one did. `own`: the
+ * number of the record before of the same call, 0 for the first; the answer is this one's.
  */
 INLINE u64 flag_overlap(struct dk_record *record, u64 begun, u64 own)
 {

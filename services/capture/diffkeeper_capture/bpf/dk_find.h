@@ -43,7 +43,10 @@ INLINE u64 file_of(struct task_struct *task, u64 fd)
 
 	if (index >= table->max_fds)
 		return 0;
-	/* An element of an array of pointers has no structure of its own: it is read as one whose first field is a pointer. */
+	/*
+	 * An element of an array of pointers has no structure of its own: it is read as one whose first
+	 * field is a pointer.
+	 */
 	return (u64)AS(path, (u64)table->fd + 8ull * index)->mnt;
 }
 
@@ -56,7 +59,10 @@ INLINE struct inode *regular(struct file *file)
 	return inode;
 }
 
-/* Where the climb below starts: a function verified by itself takes numbers only, so the pointer goes through here. */
+/*
+ * Where the climb below starts: a function verified by itself takes numbers only, so the pointer goes
+ * through here.
+ */
 struct {
 	MAP_UINT(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	MAP_UINT(max_entries, 1);
@@ -79,7 +85,11 @@ __attribute__((noinline)) u32 dk_climb(u32 device)
 		u64 number = inode->i_ino;
 
 		if (state.inode_bits[(number & (INODE_BITS - 1)) >> 6] & (1ull << (number & 63))) {
-			struct dk_root key = {.inode = number, .generation = inode->i_generation, .device = device};
+			struct dk_root key = {
+				.inode = number,
+				.generation = inode->i_generation,
+				.device = device,
+			};
 			u32 *slot = bpf_map_lookup_elem(&roots, &key);
 
 			if (slot)
@@ -104,8 +114,12 @@ INLINE u32 volume_of(struct dentry *dentry)
 	return dk_climb(device);
 }
 
-/* The same for a file that is changed by a process: IGNORED too, and remembered in `mine` for as long as nothing moves. */
-INLINE u32 volume_of_change(struct task_struct *task, struct dk_task *mine, struct file *file, struct inode *inode)
+/*
+ * The same for a file that is changed by a process: IGNORED too, and remembered in `mine` for as long as
+ * nothing moves.
+ */
+INLINE u32 volume_of_change(struct task_struct *task, struct dk_task *mine, struct file *file,
+			    struct inode *inode)
 {
 	struct dentry *dentry = file->f_path.dentry;
 	u64 address = (u64)file, parent = (u64)dentry->d_parent;
@@ -116,7 +130,8 @@ INLINE u32 volume_of_change(struct task_struct *task, struct dk_task *mine, stru
 		return is_ignored(task) ? IGNORED : volume_of(dentry);
 	found = &mine->found[inode->i_ino & (FOUND_SLOTS - 1)];
 	if (likely(found->file == address && found->inode == (u64)inode && found->dentry == (u64)dentry &&
-		   found->parent == parent && found->moves == state.moves && found->settings == state.settings))
+		   found->parent == parent && found->moves == state.moves &&
+		   found->settings == state.settings))
 		return found->volume;
 	found->moves = state.moves;
 	found->settings = state.settings;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Calls that name paths. The kernel side copies the paths as given and says relative to what; the observer resolves them. */
+/*
+ * Calls that name paths. The kernel side copies the paths as given and says relative to what; the observer
+ * resolves them.
+ */
 #pragma once
 
 #define AT_FDCWD (-100)
@@ -53,7 +56,10 @@ INLINE struct dentry *base_of(struct task_struct *task, s32 directory, bool abso
 	return AS(file, file_of(task, (u32)directory))->f_path.dentry;
 }
 
-/* 1 for a plain name in a directory outside every volume: a call in its directory alone cannot have touched one. */
+/*
+ * 1 for a plain name in a directory outside every volume: a call in its directory alone cannot have touched
+ * one.
+ */
 __attribute__((noinline)) u32 dk_surely_outside(u32 from, u32 length, u32 directory)
 {
 	struct naming *call = scratch();
@@ -135,7 +141,8 @@ __attribute__((noinline)) int dk_emit_naming(void)
 	call->length2 = 0;
 	if (call->path2 && call->length <= TEXT_MAX)
 		call->length2 = read_text(call, call->length, call->path2, &flags);
-	if (!flags && call->in_parent && (!call->base || dk_surely_outside(0, call->length, call->directory)) &&
+	if (!flags && call->in_parent &&
+	    (!call->base || dk_surely_outside(0, call->length, call->directory)) &&
 	    (!call->base2 || dk_surely_outside(call->length, call->length2, call->directory2)))
 		return 0;
 	if (flags & FLAG_UNREADABLE)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What crosses between kernel and agent: the record (twin of HEAD in records.py), the shared state (twin of STATE in
- * bpf_probe.py) and the keys of the maps. A test compares the twins.
+ * What crosses between kernel and agent: the record (twin of HEAD in records.py), the shared state (twin of
+ * STATE in bpf_probe.py) and the keys of the maps. A test compares the twins.
  */
 #pragma once
 
@@ -27,20 +27,23 @@ struct dk_record {
 	u32 extra;
 	u32 mount_ns;
 };
-_Static_assert(sizeof(struct dk_record) == 104, "HEAD in records.py has 104 bytes");
+#define HEAD_BYTES sizeof(struct dk_record)
+_Static_assert(HEAD_BYTES == 104, "HEAD in records.py has 104 bytes");
 
 enum dk_kind {
-	KIND_WRITE = 1, KIND_REREAD, KIND_OPEN, KIND_SIZE, KIND_PATH, KIND_ATTR, KIND_XATTR, KIND_MAPPED, KIND_UNSEEN, KIND_SYNC,
+	KIND_WRITE = 1, KIND_REREAD, KIND_OPEN, KIND_SIZE, KIND_PATH, KIND_ATTR, KIND_XATTR, KIND_MAPPED,
+	KIND_UNSEEN, KIND_SYNC,
 };
 
 enum dk_flag {
-	FLAG_UNREADABLE = 1, FLAG_OVERLAPPED = 2, FLAG_APPEND = 4, FLAG_CREATED = 8, FLAG_TRUNCATED = 16, FLAG_UNLINKED = 32,
-	FLAG_SYNCHRONOUS = 64, FLAG_PARTIAL = 128, FLAG_PATH_CUT = 256, FLAG_OVERLAPPED_NAMES = 512, FLAG_DIRECT = 1024,
+	FLAG_UNREADABLE = 1, FLAG_OVERLAPPED = 2, FLAG_APPEND = 4, FLAG_CREATED = 8, FLAG_TRUNCATED = 16,
+	FLAG_UNLINKED = 32, FLAG_SYNCHRONOUS = 64, FLAG_PARTIAL = 128, FLAG_PATH_CUT = 256,
+	FLAG_OVERLAPPED_NAMES = 512, FLAG_DIRECT = 1024,
 };
 
 enum dk_path_op {
-	OP_UNLINK = 1, OP_RMDIR, OP_RENAME, OP_MKDIR, OP_LINK, OP_SYMLINK, OP_MKNOD, OP_CHMOD, OP_CHOWN, OP_UTIMES, OP_TRUNCATE,
-	OP_SETXATTR, OP_REMOVEXATTR,
+	OP_UNLINK = 1, OP_RMDIR, OP_RENAME, OP_MKDIR, OP_LINK, OP_SYMLINK, OP_MKNOD, OP_CHMOD, OP_CHOWN,
+	OP_UTIMES, OP_TRUNCATE, OP_SETXATTR, OP_REMOVEXATTR,
 };
 
 /* The volume of a record whose volume the kernel cannot tell. */
@@ -61,15 +64,18 @@ enum dk_path_op {
 #define INODE_BITS 1024
 
 struct dk_state {
-	u64 volumes;                     /* how many roots are watched; 0 makes both programs return at once */
+	u64 volumes;                     /* roots that are watched; 0 makes both programs return at once */
 	u64 device_bits;                 /* of the devices of all roots */
 	u64 inode_bits[INODE_BITS / 64]; /* of the inode numbers of all roots */
 	u64 lost_records;
 	u64 lost_everywhere;
 	u64 truncates_in_flight;         /* truncate(2) by path: its inode is not known until it is over */
-	u64 moves;                       /* renames of the whole machine: what was known about any file's place is void */
+	u64 moves;                       /* renames of the whole machine: known places are void after one */
 	u64 settings;                    /* raised by the agent when roots or ignored processes change */
-	/* The agent asks who a descriptor is to the kernel by ftruncate(fd, asked_length), an invalid length nobody else knows. */
+	/*
+	 * The agent asks who a descriptor is to the kernel by ftruncate(fd, asked_length), an invalid
+	 * length nobody else knows.
+	 */
 	u64 asked_length;
 	u64 answer_inode;
 	u32 answer_generation;
@@ -102,7 +108,10 @@ struct dk_found {
 };
 #define FOUND_SLOTS 4
 
-/* When a call began: by the clock, and by the count of calls that had ended. All 0 when the probe was not there yet. */
+/*
+ * When a call began: by the clock, and by the count of calls that had ended. All 0 when the probe was not
+ * there yet.
+ */
 struct dk_begun {
 	u64 ns;
 	u64 order;

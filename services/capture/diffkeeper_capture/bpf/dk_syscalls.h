@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Numbers of the system calls that change files, for the two architectures. A call that an architecture lacks is -1. */
+/* Numbers of the system calls that change files, for the two architectures. */
 #pragma once
 
 #if defined(DK_X86_64)
@@ -19,7 +19,8 @@ enum {
 	NR_removexattr = 197, NR_lremovexattr = 198, NR_fremovexattr = 199, NR_removexattrat = 466,
 	NR_io_setup = 206, NR_io_uring_setup = 425,
 	/* Of the 32-bit table. */
-	NR_compat_open = 5, NR_compat_creat = 8, NR_compat_execve = 11, NR_compat_openat = 295, NR_compat_execveat = 358,
+	NR_compat_open = 5, NR_compat_creat = 8, NR_compat_execve = 11, NR_compat_openat = 295,
+	NR_compat_execveat = 358,
 	NR_compat_rename = 38, NR_compat_renameat = 302, NR_compat_renameat2 = 353,
 };
 #elif defined(DK_AARCH64)
@@ -31,9 +32,13 @@ enum {
 	NR_fsync = 82, NR_fdatasync = 83, NR_sync_file_range = 84,
 	NR_renameat = 38, NR_renameat2 = 276,
 	NR_mkdirat = 34, NR_unlinkat = 35, NR_linkat = 37, NR_symlinkat = 36, NR_mknodat = 33,
-	NR_fchmod = 52, NR_fchmodat = 53, NR_fchmodat2 = 452, NR_fchown = 55, NR_fchownat = 54, NR_utimensat = 88,
+	NR_fchmod = 52, NR_fchmodat = 53, NR_fchmodat2 = 452, NR_fchown = 55, NR_fchownat = 54,
+	NR_utimensat = 88,
 	NR_setxattr = 5, NR_lsetxattr = 6, NR_fsetxattr = 7, NR_setxattrat = 463,
 	NR_removexattr = 14, NR_lremovexattr = 15, NR_fremovexattr = 16, NR_removexattrat = 466,
 	NR_io_setup = 0, NR_io_uring_setup = 425,
+	/* Of the 32-bit table, except that a 64-bit execve of a 32-bit program keeps its own number. */
+	NR_compat_open = 5, NR_compat_creat = 8, NR_compat_openat = 322, NR_compat_execve = 221,
+	NR_compat_execveat = 281, NR_compat_rename = 38, NR_compat_renameat = 329, NR_compat_renameat2 = 382,
 };
 #endif

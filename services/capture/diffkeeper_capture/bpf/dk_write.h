@@ -14,7 +14,10 @@ struct iovec {
 	u64 length;
 };
 
-/* A finished write: decided first, copied then. Plain numbers only, so that the verifier follows each piece once. */
+/*
+ * A finished write: decided first, copied then. Plain numbers only, so that the verifier follows each piece
+ * once.
+ */
 struct written {
 	struct dk_begun begun;
 	u64 own; /* number of the record before, when this call is told in several */
@@ -58,7 +61,8 @@ INLINE s64 greater(s64 a, s64 b)
 }
 
 /* The range changed, its bytes are not known: to be read again. */
-INLINE void emit_reread(u32 volume, struct inode *inode, struct dk_begun begun, u32 flags, s64 from, s64 to, u32 nr)
+INLINE void emit_reread(u32 volume, struct inode *inode, struct dk_begun begun, u32 flags, s64 from,
+			s64 to, u32 nr)
 {
 	struct dk_record *record = begin_record(KIND_REREAD, volume, inode, begun.ns);
 
@@ -89,7 +93,10 @@ INLINE void fill_write(struct dk_record *record, struct task_struct *task, struc
 	w->own = flag_overlap(record, w->begun.order, w->own);
 }
 
-/* The rest of a write whose bytes cannot be had (user memory not present, or too many of them): its range alone. */
+/*
+ * The rest of a write whose bytes cannot be had (user memory not present, or too many of them): its range
+ * alone.
+ */
 static __attribute__((noinline)) int emit_unreadable(struct written *w)
 {
 	struct dk_record *record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
@@ -152,7 +159,7 @@ INLINE void emit_whole(struct task_struct *task, struct written *w)
 		EMIT_FIXED(8192)
 	if (!begin_chunk(&room, w, w->length)) {
 		bpf_ringbuf_discard_dynptr(&room, 0);
-	} else if (bpf_probe_read_user_dynptr(&room, sizeof(struct dk_record), w->length, (void *)w->buffer)) {
+	} else if (bpf_probe_read_user_dynptr(&room, HEAD_BYTES, w->length, (void *)w->buffer)) {
 		bpf_ringbuf_discard_dynptr(&room, 0);
 		emit_unreadable(w);
 	} else {
@@ -189,7 +196,7 @@ INLINE int copy_segments(struct bpf_dynptr *room, struct written *w, u64 chunk)
 		}
 		if (n > w->left)
 			n = w->left;
-		if (bpf_probe_read_user_dynptr(room, sizeof(struct dk_record) + w->filled, n, (void *)w->address))
+		if (bpf_probe_read_user_dynptr(room, HEAD_BYTES + w->filled, n, (void *)w->address))
 			return 1;
 		w->address += n;
 		w->left -= n;
@@ -198,7 +205,10 @@ INLINE int copy_segments(struct bpf_dynptr *room, struct written *w, u64 chunk)
 	return w->filled < chunk;
 }
 
-/* The next piece of this processor's write; 1 when there is no more to do. Global, so that it is verified by itself. */
+/*
+ * The next piece of this processor's write; 1 when there is no more to do. Global, so that it is verified
+ * by itself.
+ */
 __attribute__((noinline)) int dk_emit_piece(void)
 {
 	u32 zero = 0;
@@ -217,7 +227,7 @@ __attribute__((noinline)) int dk_emit_piece(void)
 		return 1; /* the file is named as lost: it is read again as a whole */
 	}
 	if (w->buffer)
-		failed = bpf_probe_read_user_dynptr(&room, sizeof(struct dk_record), chunk, (void *)(w->buffer + w->done));
+		failed = bpf_probe_read_user_dynptr(&room, HEAD_BYTES, chunk, (void *)(w->buffer + w->done));
 	else
 		failed = copy_segments(&room, w, chunk);
 	if (failed) {
@@ -252,12 +262,13 @@ INLINE void emit_write(struct task_struct *task, struct written *w)
 }
 
 /*
- * Where did it go? Calls with an offset say so. The others moved f_pos, and ended there, unless a second thread or process
- * moved the same f_pos meanwhile; then, and for appends that interleave, only a range that surely covers it is known. `before`
- * is what sys_enter saw, NULL when it did not. False when the place is not certain: then [*from, *to) covers it.
+ * Where did it go? Calls with an offset say so. The others moved f_pos, and ended there, unless a second
+ * thread or process moved the same f_pos meanwhile; then, and for appends that interleave, only a range
+ * that surely covers it is known. `before` is what sys_enter saw, NULL when it did not. False when the
+ * place is not certain: then [*from, *to) covers it.
  */
-INLINE bool place(struct file *file, struct inode *inode, struct dk_task *before, bool append, bool by_position, s64 offset,
-		  s64 length, s64 *from, s64 *to)
+INLINE bool place(struct file *file, struct inode *inode, struct dk_task *before, bool append,
+		  bool by_position, s64 offset, s64 length, s64 *from, s64 *to)
 {
 	s64 size = inode->i_size;
 	s64 end = by_position ? file->f_pos : append ? size : offset + length;

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diffkeeper import nats_server
 from diffkeeper.domain import errors
 from dkctl.bench import figures, trials, writers
 from dkctl.bench.figures import Figure
@@ -57,7 +58,7 @@ def _with_state(place: Path, size_mb: int, rounds: int, say: Say) -> list[Figure
     say(f"{size_mb} MB: the program alone")
     alone_ms = [start_alone(state) for _ in range(rounds)]
     with trials.Trial(place / "deployment") as trial:
-        port = free_port()
+        port = nats_server.free_port()
         log = place / "program.log"
         trial.run(VOLUME, "east", state, program("{path}", port), "remote", log)
         first_answer(port, ANSWER_TIMEOUT_S + size_mb)
@@ -134,7 +135,7 @@ def fill(state: Path, size_mb: int) -> None:
 
 def start_alone(state: Path) -> float:
     """ms from the start of the program, uncaptured, to its first answer; it is killed then."""
-    port = free_port()
+    port = nats_server.free_port()
     started = time.monotonic()
     alone = subprocess.Popen(program(str(state), port))
     try:
@@ -173,10 +174,3 @@ def wait_closed(connection: socket.socket) -> None:
             connection.recv(1)
         except ConnectionError:
             return  # reset: as closed as it gets
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

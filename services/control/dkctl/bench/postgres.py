@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from diffkeeper import nats_server
 from diffkeeper.domain import errors
 from dkctl.bench import trials
-from dkctl.bench.failover import free_port
 from dkctl.bench.figures import Figure
 
 USER = "postgres"
@@ -44,7 +44,7 @@ def folder() -> str | None:
 
 
 def measure(place: Path, binaries: str, seconds: float, say: Say) -> list[Figure]:
-    port = free_port()
+    port = nats_server.free_port()
     template = place / "template"
     prepare(template, binaries, port)
     say("pgbench, uncaptured")

@@ -96,9 +96,7 @@ def _confirm(volume: dict[str, Any], target: str, *, force: bool, yes: bool, acc
     if leader in (None, target) or (leader_state == "unreachable" and not force):
         return False
     if leader_state == ALIVE and not force:
-        confirm.traffic(
-            f"{name} moves from {leader} to {target}; its program is stopped and started.", yes=yes
-        )
+        confirm.traffic(moving.planned_text(volume, target), yes=yes)
         return False
     statement = f"{name} moves from {leader} ({leader_state}) to {target}. Loss: {moving.loss_text(volume)}"
     if moving.loses_nothing_acknowledged(volume.get("loss_bound")):

@@ -98,6 +98,12 @@ def release(control: client.Control, volume: str, site: str, returncode: int | N
                 "program ran here"
             )
             return
+        if now.get("leader_state") in ("stopped", "dead"):
+            output.say(
+                f"dkctl: site {site} is {now['leader_state']}; {volume} waits for a failover\n"
+                f"  try:   dkctl failover {volume} --to SITE"
+            )
+            return
         control.release(volume, None if returncode is None else exits.of_returncode(returncode))
     except errors.DiffKeeperError as error:
         output.say(f"dkctl: the program has ended, and {volume} could not be released:")

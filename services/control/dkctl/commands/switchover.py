@@ -40,9 +40,7 @@ def switchover(
             hint=f"dkctl failover {volume} --to {target} states what could be lost",
         )
     if leader != target:
-        confirm.traffic(
-            f"{volume} moves from {leader} to {target}; its program is stopped and started.", yes=yes
-        )
+        confirm.traffic(moving.planned_text(before, target), yes=yes)
     body = {"to": target, "grace_s": grace_s, "timeout_s": timeout_s}
     operation = moving.follow(control, control.failover(volume, body))
     return output.show(moving.ended(before, operation), form)

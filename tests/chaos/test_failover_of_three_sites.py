@@ -1,0 +1,72 @@
+"""Three sites: the first one, to which the brokers of the others were linked, dies; the two that are left go
+on at ``remote``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.deployments import Deployment, until
+
+pytestmark = [pytest.mark.disaster, pytest.mark.timeout(300)]
+
+WRITER = [sys.executable, str(Path(__file__).parents[1] / "support" / "line_writer.py"), "{path}"]
+
+
+@pytest.fixture
+async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
+    started = Deployment(tmp_path)
+    (tmp_path / "data").mkdir()
+    try:
+        await started.up("east,west,north")
+        yield started
+    finally:
+        await started.stop()
+
+
+async def test_two_of_three_sites_go_on_at_remote_when_the_first_dies(deployment: Deployment) -> None:
+    await deployment.run("lines", "east", deployment.base / "data", WRITER)
+    said = deployment.base / "lines.out"
+
+    async def acknowledged() -> int:
+        return said.read_bytes().count(b"\n")
+
+    await until(acknowledged, lambda lines: lines > 20, "lines are acknowledged")
+    await until(lambda: deployment.volume("lines"), both_complete, "both replicas have the base")
+    await deployment.post("/v1/sites/east/stop", {"kill": True})
+
+    operation = await fail_over(deployment, "west")
+    if operation["state"] == "failed":
+        # The other one may have confirmed more, and then it must be the one that leads.
+        assert operation["error"]["reason"] == "behind-another-site", operation
+        operation = await fail_over(deployment, "north")
+    assert operation["state"] == "done", operation
+    lines = Path(operation["result"]["path"]) / "lines"
+    numbers = lines.read_text().split("\n")[:-1]
+    assert numbers == [str(number + 1) for number in range(len(numbers))]
+    assert len(numbers) >= await acknowledged()
+
+    async def written() -> int:
+        return lines.read_bytes().count(b"\n")
+
+    await until(
+        written, lambda count: count > len(numbers) + 20, "fsyncs return, confirmed by the third site"
+    )
+    found = await deployment.volume("lines")
+    assert found["durability"] == "remote"
+    other = ({"west", "north"} - {found["leader"]}).pop()
+    assert other in found["positions"]["confirmed"]
+
+
+def both_complete(found: dict[str, Any]) -> bool:
+    replicas = [site for site in found["sites"] if site["site"] != found["leader"]]
+    return len(replicas) == 2 and all(replica["base_complete"] for replica in replicas)
+
+
+async def fail_over(deployment: Deployment, to: str) -> dict[str, Any]:
+    operation: dict[str, Any] = await deployment.post("/v1/volumes/lines/failover?wait_s=60", {"to": to})
+    return operation

@@ -1,0 +1,48 @@
+"""Finding processes that outlived what they belonged to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def working_below(directory: Path) -> list[int]:
+    """Processes that have something below ``directory`` as working directory or open file."""
+    inside = f"{directory.resolve()}/"
+    return [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit()
+        and int(entry.name) != os.getpid()
+        and any(f"{target}/".startswith(inside) for target in _holds(entry))
+    ]
+
+
+def naming(directory: Path) -> list[str]:
+    """Command lines that speak of ``directory``, of other processes than this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended
+        if os.fsencode(directory) in words:
+            found.append(words.replace(b"\0", b" ").decode("utf-8", "replace"))
+    return found
+
+
+def _holds(process: Path) -> Iterator[str]:
+    """What a process works on; nothing once it has ended."""
+    links = [process / "cwd"]
+    try:
+        links += (process / "fd").iterdir()
+    except OSError:
+        return
+    for link in links:
+        try:
+            yield os.readlink(link)
+        except OSError:
+            continue
