@@ -16,7 +16,7 @@ from tests.support.sinks import ListSink
 from diffkeeper.domain import frames, limits, positions
 from diffkeeper.domain.deltas import Op
 from diffkeeper_capture.observer import Observer
-from diffkeeper_capture.records import NO_VOLUME, Flag, Kind
+from diffkeeper_capture.records import NO_VOLUME, Flag, Kind, Record
 
 
 class Bench:
@@ -187,8 +187,8 @@ def test_overlapped_disjoint_writes_stay_exact(bench: Bench) -> None:
     bench.check_exact()
 
 
-def overlapped(record: object, start_ns: int) -> object:
-    return record._replace(flags=record.flags | Flag.OVERLAPPED, start_ns=start_ns)  # type: ignore[attr-defined]
+def overlapped(record: Record, start_ns: int) -> Record:
+    return record._replace(flags=record.flags | Flag.OVERLAPPED, start_ns=start_ns)
 
 
 def test_overlapped_writes_to_the_same_bytes_are_read_again(bench: Bench) -> None:
