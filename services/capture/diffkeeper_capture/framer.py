@@ -58,6 +58,9 @@ class FrameSink(Protocol):
         """Say in the log that capture may be incomplete here."""
 
 
+_MARKS = bytes([deltas.Op.BARRIER])
+
+
 class Clock(Protocol):
     def unix_us(self) -> int: ...
 
@@ -119,6 +122,11 @@ class Framer:
         return len(self._columns.ops)
 
     @property
+    def changes_something(self) -> bool:
+        """Whether the open frame holds more than marks of sync calls, which nobody waits for."""
+        return bool(self._columns.ops.strip(_MARKS))
+
+    @property
     def is_packing(self) -> bool:
         """Whether full frames wait to be taken."""
         return bool(self._unchained)
@@ -176,11 +184,13 @@ class Framer:
     def cut(self, flags: frames.Flag = NO_FLAGS, successor: str = "") -> list[frames.Frame]:
         """Seal what is pending; every frame not yet taken, in order, the last of them with ``flags``.
 
-        With nothing pending and nothing to take, a BARRIER alone makes no frame: ``tip`` already covers it. Other flags make an
-        empty frame that carries them.
+        With nothing pending that changes something and nothing to take, a BARRIER alone makes no frame: ``tip``
+        already covers it. (A program that fsyncs a thousand clean files, as PostgreSQL does when it recovers, must
+        not wait for a thousand receipts.) Other flags make an empty frame that carries them.
         """
         waiting = bool(self._ready) or bool(self._unchained)
-        if self._columns.ops or flags & ~frames.Flag.BARRIER or (flags and waiting):
+        pending = self.changes_something if flags == frames.Flag.BARRIER else bool(self._columns.ops)
+        if pending or flags & ~frames.Flag.BARRIER or (flags and waiting):
             packed: Future[frames.Packed] = Future()
             packed.set_result(frames.pack(self._columns, self._compressor))
             self._close(packed, flags, successor)
