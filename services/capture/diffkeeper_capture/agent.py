@@ -49,14 +49,14 @@ class _Held:
 class Agent:
     """``open`` before use, ``close`` after; in between ``run`` in a task."""
 
-    def __init__(self, settings: AgentSettings, log: EventLog) -> None:
+    def __init__(self, settings: AgentSettings, log: EventLog, program_nice: int = 0) -> None:
         self._settings = settings
         self._directory = Path(settings.dir)
         self._gate_path = Path(settings.gate_socket or self._directory / "gate.sock")
         self._packer = ThreadPoolExecutor(1, thread_name_prefix="pack")
         self._builder = Builder(log, settings.spool_bytes, self._packer)
         self._gate_socket = GateSocket(self._gate_path, self._admit)
-        self._launcher = programs.Launcher(self._gate_path, self._directory / "programs")
+        self._launcher = programs.Launcher(self._gate_path, self._directory / "programs", program_nice)
         self._held: dict[str, _Held] = {}
         self._orders = asyncio.Lock()
         self._probe: RecordProbe | None = None

@@ -26,24 +26,27 @@ def main() -> None:
     service.run_service("diffkeeper-capture", serve)
 
 
-def _hurry(nice: int, scope: service.Scope) -> None:
-    """Ask for the processor before others: what is not read from the ring in time is a gap."""
-    if not nice:
-        return
-    # Not for the programs that this agent starts.
-    os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-    except PermissionError:
-        scope.log.warning("no right to a higher priority; a busy machine may cause gaps", nice=nice)
+def _hurry(nice: int, scope: service.Scope) -> int:
+    """Ask for the processor before others: what is not read from the ring in time is a gap. The priority before.
+
+    For every thread alike, so before there are others: one that is left behind while it holds the
+    interpreter's lock would hold up the one that hurries.
+    """
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    if nice:
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
+        except PermissionError:
+            scope.log.warning("no right to a higher priority; a busy machine may cause gaps", nice=nice)
+    return before
 
 
 async def _serve(scope: service.Scope, loaded: AgentSettings) -> None:
-    _hurry(loaded.nice, scope)
+    program_nice = _hurry(loaded.nice, scope)
     token = settings.read_token(Path(loaded.token_file))
     secret = settings.read_token(Path(loaded.broker_secret_file))
     log = await NatsEventLog.connect(loaded.site, loaded.servers, password=secret, name="diffkeeper-capture")
-    agent = Agent(loaded, log)
+    agent = Agent(loaded, log, program_nice)
     try:
         agent.open()
         scope.spawn("drain", agent.run())
