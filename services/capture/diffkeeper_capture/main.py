@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from diffkeeper import http, service, settings
@@ -11,6 +12,9 @@ from diffkeeper.log.nats_event_log import NatsEventLog
 from diffkeeper_capture.agent import Agent
 from diffkeeper_capture.agent_api import AgentApi
 from diffkeeper_capture.settings import AgentSettings
+
+# How long a thread that packs frames may keep the interpreter from the one that reads the ring.
+SWITCH_INTERVAL_S = 0.0005
 
 
 def main() -> None:
@@ -32,6 +36,7 @@ def _hurry(nice: int, scope: service.Scope) -> int:
     For every thread alike, so before there are others: one that is left behind while it holds the
     interpreter's lock would hold up the one that hurries.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     before = os.getpriority(os.PRIO_PROCESS, 0)
     if nice:
         try:
