@@ -21,6 +21,8 @@ class Doubts:
     attributes: set[tuple[int, bytes]] = field(default_factory=set)
     # Ids moved by calls whose order is not certain: a later call may have meant another one by the same path.
     suspects: set[int] = field(default_factory=set)
+    # Of the unknown those that follow from another doubt, so that not knowing them is no news.
+    expected: set[int] = field(default_factory=set)
     # Inodes that were changed and that the shadow does not have.
     unknown: set[int] = field(default_factory=set)
     everything: bool = False
@@ -28,6 +30,8 @@ class Doubts:
     # CLOCK_MONOTONIC of the last comparison that changed something: records older than this are explained by
     # it.
     compared_ns: int = 0
+    # From the first serious doubt until all is settled: what else does not fit meanwhile follows from it.
+    is_unsettled: bool = False
     # While the first sight goes on, what is not known has not been looked at yet.
     is_scanning: bool = False
 
@@ -50,6 +54,16 @@ class Doubts:
         """Whether a comparison newer than a call may have logged its effect already."""
         return self.is_scanning or end_ns <= self.compared_ns
 
+    def missed(self, inode: int, end_ns: int) -> None:
+        """A file was changed that the shadow does not have, by a call that ended at ``end_ns``."""
+        if not self.is_news(end_ns):
+            self.expected.add(inode)
+        self.unknown.add(inode)
+
+    def is_news(self, end_ns: int) -> bool:
+        """Whether nothing that is known already explains why a call does not fit the shadow."""
+        return not (self.is_serious or self.is_unsettled or self.explain(end_ns))
+
     def check(self, directory: int, name: bytes) -> None:
         self.checks.add((directory, name))
 
@@ -71,7 +85,7 @@ class Doubts:
         """What there is, to be settled; this one is empty afterwards."""
         taken = replace(self)
         self.entries, self.checks, self.contents, self.attributes = {}, set(), set(), set()
-        self.unknown, self.suspects = set(), set()
+        self.unknown, self.expected, self.suspects = set(), set(), set()
         self.everything = self.everywhere_content = False
         return taken
 

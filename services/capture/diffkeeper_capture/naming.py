@@ -80,6 +80,8 @@ class Naming:
     def created(self, record: Record, name: bytes) -> None:
         """An OPEN that made a file."""
         parent = self._shadow.by_inode.get(record.inode2)
+        if parent is None:
+            parent = self._deduce_directory(record)
         live = self._shadow.by_inode.get(record.inode)
         if parent is None or not self._shadow.is_directory(parent) or not is_name(name):
             if live is None:
@@ -115,11 +117,26 @@ class Naming:
             return generation == record.generation
         return self._doubts.explain(record.end_ns)
 
+    def _deduce_directory(self, record: Record) -> int | None:
+        """The one directory of the volume whose inode number is not known yet: made, and moved before it was looked at.
+
+        With several of them nothing can be said, and the disk has to be asked once the ring is empty.
+        """
+        candidates = [file_id for file_id in self._shadow.unmapped if self._shadow.is_directory(file_id)]
+        if not self._doubts.is_news(record.end_ns) or len(candidates) != 1:
+            return None
+        (directory,) = candidates
+        self._shadow.bind(directory, record.inode2, record.generation2)
+        self._shadow.guessed.add(directory)
+        for place in self._shadow.tree.nodes[directory].entries:
+            self._doubts.check(*place)
+        return directory
+
     def _unknown_directory(self, record: Record) -> None:
-        self._doubts.unknown.add(record.inode)
+        self._doubt_unmapped()
+        self._doubts.missed(record.inode, record.end_ns)
         if self._doubts.explain(record.end_ns):
             self._doubts.everything = True
-        self._doubt_unmapped()
 
     # ---- names by path
 
@@ -241,6 +258,8 @@ class Naming:
         file_id = self._shadow.make(kind, place.parent, place.name, mode, uid, gid, at_us, target)
         if status is not None:
             self._take_inode(file_id, status.st_ino)
+        else:
+            self._shadow.unverified.add(file_id)
         self._check_if_uncertain(record, (place.parent, place.name))
 
     # ---- attributes
@@ -429,12 +448,13 @@ class Naming:
         if status is not None and status.st_ino not in self._shadow.by_inode:
             self._shadow.bind(file_id, status.st_ino)
             self._shadow.guessed.add(file_id)
+            self._shadow.unverified.discard(file_id)
             self.attributes(file_id, status.st_mode, status.st_uid, status.st_gid, 0)
 
     # ---- doubts
 
     def _contradiction(self, record: Record, parent: int, name: bytes, why: str) -> None:
-        if not self._doubts.explain(record.end_ns) and not record.flags & Flag.OVERLAPPED_NAMES:
+        if self._doubts.is_news(record.end_ns) and not record.flags & Flag.OVERLAPPED_NAMES:
             self._sink.gap(
                 "contradiction", f"{why}: {readable(name)} in {self._shadow.readable_path(parent)}", parent
             )

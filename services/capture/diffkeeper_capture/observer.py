@@ -279,7 +279,7 @@ class Observer:
         gone_ns = self._gone.get(record.inode)
         if gone_ns is not None and record.start_ns <= gone_ns:
             return  # it was in flight when the file lost its last name
-        self.doubts.unknown.add(record.inode)
+        self.doubts.missed(record.inode, record.end_ns)
         self._lower_floor()
 
     def _note_gone(self, file_id: int) -> None:
@@ -354,15 +354,17 @@ class Observer:
         True when nothing is left to do. False when the budget was used up, or when what differs may be
         explained by records that were not drained yet: ship frames, drain, and call again.
         """
-        for entry in self.scanner.sightings.due(drained_ns) if not self.doubts.is_scanning else ():
-            self.doubts.check(*entry)
-        if self._work is None and not self.doubts and not self.scanner.sightings.waiting:
-            if self._is_floored and drained_ns > self.doubts.compared_ns and not self.contents.sole_source:
-                self._is_floored = False
-                self._sink.set_floor(frames.Fidelity.EXACT)
-            return True
         if self.doubts.is_scanning:
             return True  # the first sight goes on, and what it meets it settles
+        for entry in self.scanner.sightings.due(drained_ns):
+            self.doubts.check(*entry)
+        for file_id in self.shadow.unmapped | self.shadow.unverified:
+            for entry in self.shadow.tree.nodes[file_id].entries:
+                self.doubts.check(*entry)
+        if self._is_settled():
+            self._raise_floor(drained_ns)
+            return True
+        self.doubts.is_unsettled |= self.doubts.is_serious
         rounds = 0
         while budget > 0:
             if self._work is None:
@@ -371,7 +373,19 @@ class Observer:
                 rounds += 1
                 self._work = self._settle_all()
             budget -= next(self._work, 0) or self._end_work()
-        return self._work is None and not self.doubts and not self.scanner.sightings.waiting
+        return self._is_settled()
+
+    def _is_settled(self) -> bool:
+        is_settled = self._work is None and not self.doubts and not self.scanner.sightings.waiting
+        if is_settled:
+            self.doubts.is_unsettled = False
+        return is_settled
+
+    def _raise_floor(self, drained_ns: int) -> None:
+        """Frames may be exact again, once what the last comparison was ahead of has been drained."""
+        if self._is_floored and drained_ns > self.doubts.compared_ns and not self.contents.sole_source:
+            self._is_floored = False
+            self._sink.set_floor(frames.Fidelity.EXACT)
 
     def _must_wait(self) -> bool:
         """Whether what is left can only be told after more has been drained."""
@@ -388,9 +402,10 @@ class Observer:
         unknown = sorted(doubts.unknown - self.shadow.by_inode.keys())
         self._distrusts_content |= doubts.everywhere_content
         waits = doubts.entries or doubts.checks or self.scanner.sightings.waiting
-        if unknown and not waits and not doubts.everything:
-            self._sink.gap("unknown-file", f"inodes {unknown[:8]} were changed and had not been seen before")
-            doubts.everything = True
+        doubts.everything |= bool(unknown) and not waits
+        news = sorted(set(unknown) - doubts.expected)
+        if news and doubts.everything:
+            self._sink.gap("unknown-file", f"inodes {news[:8]} were changed and had not been seen before")
         depth = Depth.CHANGED if self._distrusts_content or self.contents.sole_source else Depth.NAMES
         if doubts.everything:
             yield from self.scanner.compare({ROOT_ID: None}, deep=True, depth=depth)
@@ -400,7 +415,8 @@ class Observer:
             if inode not in self.shadow.by_inode and doubts.everything:
                 self._remember_gone(inode, time.monotonic_ns())
             elif inode not in self.shadow.by_inode:
-                self.doubts.unknown.add(inode)  # not where we looked: the next round looks everywhere
+                self.doubts.unknown.add(inode)  # not where we looked: a later round looks everywhere
+                self.doubts.expected |= {inode} & doubts.expected
         self._naming.read_again(doubts.attributes, time.monotonic_ns() // 1000)
         for file_id in sorted(doubts.contents):
             if not self.shadow.is_file(file_id):

@@ -139,7 +139,7 @@ class Rereader:
                 raise
 
     def status_of(self, file_id: int) -> os.stat_result:
-        """``lstat`` of an id by any of its names; raises Elsewhere when none leads to it."""
+        """``lstat`` of an id by any of its names; raises Elsewhere when none leads to its inode."""
         if file_id == ROOT_ID:
             return os.fstat(self._fd)
         expected = self._shadow.inode_of.get(file_id)
@@ -147,7 +147,7 @@ class Rereader:
         for parent, name in sorted(node.entries) if node is not None else ():
             with contextlib.suppress(Elsewhere):
                 status = self.look(parent, name)
-                if status is not None and (status.st_ino == expected or expected is None):
+                if status is not None and status.st_ino == expected:
                     return status
         raise Elsewhere
 
@@ -181,7 +181,7 @@ class Rereader:
         for parent, entry in sorted(node.entries) if node is not None else ():
             with contextlib.suppress(Elsewhere, FileNotFoundError), self.directory(parent) as fd:
                 status = os.stat(entry, dir_fd=fd, follow_symlinks=False)
-                if self._shadow.inode_of.get(file_id, status.st_ino) == status.st_ino:
+                if self._shadow.inode_of.get(file_id) == status.st_ino:
                     return _get_xattr(b"/proc/self/fd/%d/%s" % (fd, entry), name)
         raise Elsewhere
 

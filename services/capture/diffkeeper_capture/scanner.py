@@ -278,6 +278,8 @@ class Scanner:
     def _compare_known(self, known: int, found: Found, deep: bool) -> Iterator[int]:
         is_adopted = known not in self._shadow.inode_of
         self._shadow.bind(known, found.status.st_ino)
+        if is_adopted:
+            self._shadow.guessed.add(known)
         self._same_attributes(known, found.status)
         if self._depth is Depth.CHANGED and not self._contents.is_unchanged(known, found.status):
             self._compare_xattrs(known, found)
@@ -292,6 +294,7 @@ class Scanner:
     def _same_attributes(self, file_id: int, status: os.stat_result) -> None:
         """Log what differs of mode and owner."""
         node = self._shadow.tree.nodes[file_id]
+        self._shadow.unverified.discard(file_id)
         changes: dict[str, int] = {}
         if node.kind is not trees.Kind.SYMLINK and node.mode != stat.S_IMODE(status.st_mode):
             changes["mode"] = stat.S_IMODE(status.st_mode)

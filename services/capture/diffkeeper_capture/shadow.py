@@ -37,6 +37,7 @@ class Shadow:
         "sink",
         "tree",
         "unmapped",
+        "unverified",
     )
 
     def __init__(self, sink: FrameSink, tree: trees.Tree | None = None) -> None:
@@ -49,6 +50,8 @@ class Shadow:
         self.unmapped: set[int] = set(self.tree.nodes)
         # Ids whose inode was looked up after their call: something else may have taken the name by then.
         self.guessed: set[int] = set()
+        # Ids whose mode and owner were guessed, because they were not there any more when they were looked at.
+        self.unverified: set[int] = set()
         # Called with an id whose last name is gone, while its inode is still known.
         self.on_forget: list[Callable[[int], None]] = []
 
@@ -174,6 +177,7 @@ class Shadow:
             forget(file_id)
         self.unbind(file_id)
         self.unmapped.discard(file_id)
+        self.unverified.discard(file_id)
         return file_id
 
 
