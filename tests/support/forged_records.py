@@ -1,7 +1,8 @@
-"""A program whose system calls are real and whose records are forged: each call is made, then told as the kernel side would.
+"""A program whose system calls are real and whose records are forged: each call is made, then told as the
+kernel side would.
 
-Records can be held back (``held``), so that the disk gets ahead of the log as it does behind a busy ring, and marked as
-overlapped or lost. Numbers follow ``records.py``.
+Records can be held back (``held``), so that the disk gets ahead of the log as it does behind a busy ring, and
+marked as overlapped or lost. Numbers follow ``records.py``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class ForgedProgram:
         self._mount_ns = os.stat("/proc/self/ns/mnt").st_ino
         self._start_ns = 0
 
-    # ---------------------------------------------------------------------------------------------------------------- calls
+    # ---- calls
 
     def write(self, path: str, offset: int, data: bytes, flags: int = 0) -> None:
         """``pwrite`` on a file opened with O_CREAT."""
@@ -180,7 +181,7 @@ class ForgedProgram:
         os.setxattr(self._full(path), name, value)
         self._tell_path(PathOp.SETXATTR, path, name)
 
-    # -------------------------------------------------------------------------------------------------------------- telling
+    # ---- telling
 
     def release(self) -> None:
         """Deliver what was held back, in order."""

@@ -1,7 +1,7 @@
 """The obvious twin of a replica: deltas replayed into dictionaries, and a real directory read the same way.
 
-``Replay`` keeps whole contents in memory and knows nothing of frames, inodes or fidelity. ``snapshot`` reads what a program
-would find. The two are compared as plain dictionaries: path → what stands there.
+``Replay`` keeps whole contents in memory and knows nothing of frames, inodes or fidelity. ``snapshot`` reads
+what a program would find. The two are compared as plain dictionaries: path → what stands there.
 """
 
 from __future__ import annotations

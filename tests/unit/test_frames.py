@@ -1,4 +1,6 @@
-"""Laws of frames: sealed and opened they are the same; altered, forged or oversized they are refused, cheaply."""
+"""Laws of frames: sealed and opened they are the same; altered, forged or oversized they are refused,
+cheaply.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,14 @@ from diffkeeper.domain.deltas import Delta
 from diffkeeper.domain.frames import Flag, Follows, Frame, Tip
 from diffkeeper.domain.positions import Position
 
+PLACE, PARENT = Position(2, 8), Position(2, 7)
 COMPRESSOR = frames.Compressor()
 
 
 def sealed(
     run: list[Delta] | None = None,
-    position: Position = Position(2, 8),
-    parent: Position = Position(2, 7),
+    position: Position = PLACE,
+    parent: Position = PARENT,
     parent_hash: bytes = b"\1" * 32,
     flags: Flag | None = None,
     successor: str = "",
@@ -172,7 +175,7 @@ def test_an_oversized_frame_is_refused_unread() -> None:
     assert refusal(b"DKF1" + bytes(limits.FRAME_MAX_BYTES)) == "malformed-frame"
 
 
-# ------------------------------------------------------------------------------------------------------------- follows
+# ---- follows
 
 H = b"\1" * 32
 TIP = Tip(Position(2, 7), H)

@@ -1,7 +1,8 @@
-"""Random programs: whatever a program does, and however far the disk is ahead of the log, the replay ends up as the disk.
+"""Random programs: whatever a program does, and however far the disk is ahead of the log, the replay ends up
+as the disk.
 
-The machine also does what no record tells (unseen changes followed by a loss), lets naming calls return out of order with
-the mark of it, and lets writes overlap.
+The machine also does what no record tells (unseen changes followed by a loss), lets naming calls return out
+of order with the mark of it, and lets writes overlap.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def test_the_next_comes_after_and_start_before_all(position: Position) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "1.", ".1", "1.2.3", "-1.2", "1.2 ", " 1.2", "١.٢", "1.2\n", "9" * 19 + ".1"]
+    "text", ["", "1", "1.", ".1", "1.2.3", "-1.2", "1.2 ", " 1.2", "\u0661.\u0662", "1.2\n", "9" * 19 + ".1"]
 )
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(errors.Refused):

@@ -1,4 +1,6 @@
-"""The tree against a slow obvious twin, which is a dictionary of paths; and the tree state's way to disk and back."""
+"""The tree against a slow obvious twin, which is a dictionary of paths; and the tree state's way to disk and
+back.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +138,9 @@ def test_the_tree_is_its_slow_twin(run: list[Delta]) -> None:
 
 
 def pointed(delta: Delta, tree: trees.Tree) -> Delta:
-    """Half of the drawn deltas name the id that stands at their entry, or a fresh one, so that many are accepted."""
+    """Half of the drawn deltas name the id that stands at their entry, or a fresh one, so that many are
+    accepted.
+    """
     if delta.file_id % 2:
         return delta
     if delta.op in (Op.UNLINK, Op.RMDIR, Op.RENAME):

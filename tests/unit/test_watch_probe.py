@@ -65,8 +65,7 @@ def let_time_stamps_age() -> None:
 
 
 async def test_a_change_is_collected_within_three_tenths_of_a_second(watched: Watched) -> None:
-    with open(watched.root / "log", "ab") as file:
-        file.write(b"more\n")
+    (watched.root / "log").write_bytes(b"line\nmore\n")
     begun = time.monotonic()
     async with asyncio.timeout(5):
         while not watched.is_equal():

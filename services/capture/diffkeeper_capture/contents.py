@@ -1,8 +1,10 @@
-"""What is in a file, put into the log by reading it: for a first sight, after a gap, and for the portable probe.
+"""What is in a file, put into the log by reading it: for a first sight, after a gap, and for the portable
+probe.
 
-Reading happens now while the log is at an earlier position, so bytes may get into the log ahead of the writes that made
-them. That is harmless for the end result (the later records write the same bytes again) and is why frames
-with such bytes are not called exact. Sizes are asked for at the moment they are logged, for the same reason.
+Reading happens now while the log is at an earlier position, so bytes may get into the log ahead of the writes
+that made them. That is harmless for the end result (the later records write the same bytes again) and is why
+frames with such bytes are not called exact. Sizes are asked for at the moment they are logged, for the same
+reason.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from diffkeeper_capture import rereader
 from diffkeeper_capture.shadow import Shadow
 
 BLOCK_BYTES = 64 * 1024
-# A file changed less than this before it was looked at may change again within the same tick of the file system's clock, and
-# then look unchanged. Linux ticks are at most 10 ms.
+# A file changed less than this before it was looked at may change again within the same tick of the file
+# system's clock, and then look unchanged. Linux ticks are at most 10 ms.
 RACY_NS = 30_000_000
 _HASH_BYTES = 16
 _ZERO_BLOCK = blake3(bytes(BLOCK_BYTES)).digest(length=_HASH_BYTES)
@@ -27,7 +29,9 @@ Fingerprint = tuple[int, int, int]
 
 
 def fingerprint(status: os.stat_result) -> Fingerprint:
-    """(size, mtime ns, ctime ns): the same as before means not changed, except within ``RACY_NS`` and by ``mmap``."""
+    """(size, mtime ns, ctime ns): the same as before means not changed, except within ``RACY_NS`` and by
+    ``mmap``.
+    """
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -49,8 +53,9 @@ class Known:
 class Contents:
     """Reads files into the sink, in steps that yield how many bytes were read.
 
-    A ``sole_source`` is the only one that puts content into the log (the portable probe), so what it remembers of a file is what the
-    log has, and only blocks that differ are logged. Beside a probe that records writes, a file that may differ is logged whole.
+    A ``sole_source`` is the only one that puts content into the log (the portable probe), so what it
+    remembers of a file is what the log has, and only blocks that differ are logged. Beside a probe that
+    records writes, a file that may differ is logged whole.
     """
 
     def __init__(self, shadow: Shadow, *, sole_source: bool) -> None:
@@ -115,7 +120,9 @@ class Contents:
             self._shadow.truncate(file_id, os.fstat(fd).st_size, at_us)
 
     def _read_blocks(self, file_id: int, fd: int, at_us: int) -> Iterator[int]:
-        """The blocks whose digests differ from those remembered; what is not remembered counts as different."""
+        """The blocks whose digests differ from those remembered; what is not remembered counts as
+        different.
+        """
         known = self.known.get(file_id)
         old, logged = (known.blocks, known.size) if known is not None else ([], -1)
         new: list[bytes] = []

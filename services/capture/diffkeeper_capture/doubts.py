@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from diffkeeper.domain import trees
-from diffkeeper_capture.path_resolver import Base
 
 
 @dataclass(slots=True)
@@ -18,8 +17,6 @@ class Doubts:
     checks: set[tuple[int, bytes]] = field(default_factory=set)
     # Files whose content may differ.
     contents: set[int] = field(default_factory=set)
-    # Paths of files that were truncated before the shadow had them; they may be known by another name.
-    truncated: set[tuple[Base, bytes]] = field(default_factory=set)
     # (id, name of an extended attribute), or b"" for the times: changed, and could not be read then.
     attributes: set[tuple[int, bytes]] = field(default_factory=set)
     # Ids moved by calls whose order is not certain: a later call may have meant another one by the same path.
@@ -28,7 +25,8 @@ class Doubts:
     unknown: set[int] = field(default_factory=set)
     everything: bool = False
     everywhere_content: bool = False
-    # CLOCK_MONOTONIC of the last comparison that changed something: records older than this are explained by it.
+    # CLOCK_MONOTONIC of the last comparison that changed something: records older than this are explained by
+    # it.
     compared_ns: int = 0
     # While the first sight goes on, what is not known has not been looked at yet.
     is_scanning: bool = False
@@ -39,14 +37,14 @@ class Doubts:
     @property
     def is_serious(self) -> bool:
         """Whether the log is known to differ from the disk, not only suspected."""
-        return bool(
-            self.entries
-            or self.contents
-            or self.attributes
-            or self.truncated
-            or self.unknown
-            or self.everything
-        )
+        return bool(self.entries or self.contents or self.attributes or self.unknown or self.everything)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether there is something to do besides finding unknown inodes, which may be found by what is done
+        first.
+        """
+        return bool(self.entries or self.checks or self.contents or self.attributes or self.everything)
 
     def explain(self, end_ns: int) -> bool:
         """Whether a comparison newer than a call may have logged its effect already."""
@@ -73,7 +71,7 @@ class Doubts:
         """What there is, to be settled; this one is empty afterwards."""
         taken = replace(self)
         self.entries, self.checks, self.contents, self.attributes = {}, set(), set(), set()
-        self.unknown, self.suspects, self.truncated = set(), set(), set()
+        self.unknown, self.suspects = set(), set()
         self.everything = self.everywhere_content = False
         return taken
 

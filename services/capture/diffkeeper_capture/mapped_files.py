@@ -1,8 +1,10 @@
-"""Files that some process has mapped writable and shared (a SQLite ``-shm``, an LMDB): stores into them are no system calls.
+"""Files that some process has mapped writable and shared (a SQLite ``-shm``, an LMDB): stores into them are
+no system calls.
 
-At every barrier such a file is read again and the pages that differ from what was last known are logged. What is stored between
-two barriers and overwritten before the second is not seen: the log says so once for each file by a gap. A file is
-followed until its last name is gone, because nothing tells when the last mapping ends.
+At every barrier such a file is read again and the pages that differ from what was last known are logged. What
+is stored between two barriers and overwritten before the second is not seen: the log says so once for each
+file by a gap. A file is followed until its last name is gone, because nothing tells when the last mapping
+ends.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class MappedFiles:
             self._shadow.sink.gap("mmap", self._shadow.readable_path(file_id), file_id)
 
     def forget_range(self, file_id: int, offset: int, length: int) -> None:
-        """The log got other bytes for this range (a truncation, a re-read): it is logged again at the next barrier."""
+        """The log got other bytes for this range (a truncation, a re-read): it is logged again at the next
+        barrier.
+        """
         known = self.known.get(file_id)
         if known:
             last = (offset + length) // BLOCK_BYTES
@@ -48,7 +52,9 @@ class MappedFiles:
                 del known[block]
 
     def log_changes(self, at_us: int) -> Iterator[int]:
-        """Log what differs in every mapped file; yields the bytes read. One that cannot be found now is kept for later."""
+        """Log what differs in every mapped file; yields the bytes read. One that cannot be found now is kept
+        for later.
+        """
         for file_id in list(self.known):
             known = self.known.get(file_id)
             if known is None:

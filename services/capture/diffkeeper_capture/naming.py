@@ -1,8 +1,9 @@
 """Records that make, move, remove or describe names, applied to the shadow in the order of the log.
 
-A call whose two sides the shadow knows is logged as it was. What does not fit becomes a doubt and, unless a comparison that is newer
-than the record explains it, a gap. Calls that ran at the same time as another naming call, and calls older than the last comparison,
-are logged and also put down to be checked, because their order against others is not certain.
+A call whose two sides the shadow knows is logged as it was. What does not fit becomes a doubt and, unless a
+comparison that is newer than the record explains it, a gap. Calls that ran at the same time as another naming
+call, and calls older than the last comparison, are logged and also put down to be checked, because their
+order against others is not certain.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Naming:
             return None
         return handle(record, path, rest.rstrip(b"\0"))
 
-    # ------------------------------------------------------------------------------------------------------------- new files
+    # ---- new files
 
     def created(self, record: Record, name: bytes) -> None:
         """An OPEN that made a file."""
@@ -89,7 +90,8 @@ class Naming:
             if self._is_same_file(live, record):
                 self._doubts.check(parent, name)
                 return
-            # The number belonged to a file whose end was missed; what the shadow still has of that one is to be compared.
+            # The number belonged to a file whose end was missed; what the shadow still has of that one is to
+            # be compared.
             self._contradiction(
                 record, parent, name, "a new file has the inode number of one that is still there"
             )
@@ -119,7 +121,7 @@ class Naming:
             self._doubts.everything = True
         self._doubt_unmapped()
 
-    # -------------------------------------------------------------------------------------------------------- names by path
+    # ---- names by path
 
     def _removed(self, record: Record, path: bytes, _: bytes) -> None:
         place = self._entry(record, path)
@@ -241,7 +243,7 @@ class Naming:
             self._take_inode(file_id, status.st_ino)
         self._check_if_uncertain(record, (place.parent, place.name))
 
-    # ----------------------------------------------------------------------------------------------------------- attributes
+    # ---- attributes
 
     def attributes(self, file_id: int, mode: int, uid: int, gid: int, at_us: int) -> None:
         """Mode and owner as they are after a call."""
@@ -316,15 +318,11 @@ class Naming:
         resolved = self._resolver.target(base, path)
         file_id = self._must_be_known(record, self._placed(record, base, path, resolved))
         if file_id is None and isinstance(resolved, Place | Lost):
-            self._doubts.truncated.add((base, path))
+            # It may be known by another name: what changed since it was read is read again.
+            self._doubts.everything = self._doubts.everywhere_content = True
         elif file_id is not None and self._is_uncertain(record):
             self._doubts.contents |= {file_id, *self._doubts.suspects}
         return file_id
-
-    def found_truncated(self, truncated: set[tuple[Base, bytes]]) -> set[int]:
-        """Which files stand now at paths that led to nothing known when they were truncated."""
-        found = (self._resolver.target(base, path) for base, path in truncated)
-        return {place.file_id for place in found if isinstance(place, Place) and place.file_id is not None}
 
     def _changed_xattr(self, record: Record, path: bytes, name: bytes) -> None:
         place = self._entry(record, path) if record.extra == 1 else self._target(record, path)
@@ -350,7 +348,7 @@ class Naming:
             self._check_if_uncertain(record, (place.parent, place.name))
         return place.file_id
 
-    # ----------------------------------------------------------------------------------------------------- resolving, looking
+    # ---- resolving, looking
 
     def _entry(self, record: Record, path: bytes, which: int = 1) -> Place | None:
         base = base_of(record, which)
@@ -368,14 +366,14 @@ class Naming:
             self._contradiction(
                 record, resolved.directory, resolved.name, "a path leads to what is not known"
             )
-        elif (
-            not path.startswith(b"/")
-            and base.device in (0, self._resolver.device)
-            and base.inode not in self._shadow.by_inode
-        ):
-            # It may be one of our directories whose number is not known yet.
+        elif self._may_be_ours(base, path):
             self._doubt_unmapped()
         return None
+
+    def _may_be_ours(self, base: Base, path: bytes) -> bool:
+        """Whether a path is relative to what may be one of our directories whose number is not known yet."""
+        is_here = base.device in (0, self._resolver.device) and base.inode not in self._shadow.by_inode
+        return is_here and not path.startswith(b"/")
 
     def _doubt_unmapped(self) -> None:
         for file_id in self._shadow.unmapped:
@@ -383,7 +381,9 @@ class Naming:
                 self._doubts.place_of(self._shadow.tree, file_id)
 
     def _unreadable(self, record: Record, path: bytes) -> None:
-        """A path that the record does not hold whole. Whoever is not known to write here is believed to be elsewhere."""
+        """A path that the record does not hold whole. Whoever is not known to write here is believed to be
+        elsewhere.
+        """
         inside = record.inode in self._shadow.by_inode or record.inode2 in self._shadow.by_inode
         if (
             inside
@@ -409,7 +409,9 @@ class Naming:
             return None
 
     def _take_inode(self, file_id: int, inode: int) -> None:
-        """Bind a new id to the number found under its name, unless names moved between the call and the look."""
+        """Bind a new id to the number found under its name, unless names moved between the call and the
+        look.
+        """
         before = self._shadow.by_inode.get(inode)
         if before is not None and before not in self._shadow.guessed:
             return  # what stands there now is something else; this id is found when its own record comes
@@ -429,7 +431,7 @@ class Naming:
             self._shadow.guessed.add(file_id)
             self.attributes(file_id, status.st_mode, status.st_uid, status.st_gid, 0)
 
-    # --------------------------------------------------------------------------------------------------------------- doubts
+    # ---- doubts
 
     def _contradiction(self, record: Record, parent: int, name: bytes, why: str) -> None:
         if not self._doubts.explain(record.end_ns) and not record.flags & Flag.OVERLAPPED_NAMES:

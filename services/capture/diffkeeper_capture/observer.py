@@ -1,13 +1,15 @@
 """From records to deltas: what one program did to one volume, in the order in which its calls returned.
 
-The observer is fed every record of the ring and keeps the shadow: the volume as the log has it so far. It never looks at the disk
-to learn what happened, only to learn what a record could not carry (bytes of ``sendfile``, an inode number of a new directory),
-and then what it reads may be later than the record: such frames are ``page`` instead of ``exact``, and the later records, which
-write the same bytes again, make the end result right.
+The observer is fed every record of the ring and keeps the shadow: the volume as the log has it so far. It
+never looks at the disk to learn what happened, only to learn what a record could not carry (bytes of
+``sendfile``, an inode number of a new directory), and then what it reads may be later than the record: such
+frames are ``page`` instead of ``exact``, and the later records, which write the same bytes again, make the
+end result right.
 
-What contradicts the shadow, or names what the shadow does not have, is not guessed at. It becomes a *doubt*: the call is not logged,
-frames are ``scan`` from here on, and ``settle`` compares the doubtful entries with the disk once the ring is empty. A doubt
-that no earlier comparison explains is also a GAP in the log. Until everything is settled ``before_barrier`` does not say yes.
+What contradicts the shadow, or names what the shadow does not have, is not guessed at. It becomes a *doubt*:
+the call is not logged, frames are ``scan`` from here on, and ``settle`` compares the doubtful entries with
+the disk once the ring is empty. A doubt that no earlier comparison explains is also a GAP in the log. Until
+everything is settled ``before_barrier`` does not say yes.
 """
 
 from __future__ import annotations
@@ -34,22 +36,29 @@ from diffkeeper_capture.scanner import Depth, Progress, Scanner
 from diffkeeper_capture.shadow import Shadow
 from diffkeeper_capture.system_calls import call_name
 
-# Of a WRITE: nothing to think about without these. Plain integers: an enum's ``&`` costs as much as all the rest.
+# Of a WRITE: nothing to think about without these. Plain integers: an enum's ``&`` costs as much as all the
+# rest.
 _CAREFUL = int(Flag.UNREADABLE | Flag.OVERLAPPED | Flag.UNLINKED)
 # What ``settle`` reads before it lets the agent drain and ship again.
 SETTLE_BUDGET_BYTES = 8 * 1024 * 1024
+# Rounds of comparing in one call of ``settle``: more of them without draining between find nothing new.
+ROUNDS_MAX = 3
 # Inodes that lost their last name lately: a write that was in flight then is no surprise.
 GONE_REMEMBERED = 4096
 _WRITE = int(Kind.WRITE)
 
 
 class Observer:
-    """One volume. Not safe for threads; one owner, who drains the probe into ``observe`` and calls ``settle`` after it."""
+    """One volume. Not safe for threads; one owner, who drains the probe into ``observe`` and calls ``settle``
+    after it.
+    """
 
     def __init__(
         self, root: Path, sink: FrameSink, *, state: trees.TreeState | None = None, sole_source: bool = False
     ) -> None:
-        """``state`` is believed as it is; without it, ``scan_base`` must follow. ``sole_source``: no records will come."""
+        """``state`` is believed as it is; without it, ``scan_base`` must follow. ``sole_source``: no records
+        will come.
+        """
         self.shadow = Shadow(sink, state.tree if state is not None else None)
         self.reader = rereader.Rereader(root, self.shadow)
         self.contents = Contents(self.shadow, sole_source=sole_source)
@@ -70,6 +79,7 @@ class Observer:
         self._last_tgid = 0
         self._work: Iterator[int] | None = None
         self._is_floored = False
+        self._distrusts_content = False
         self.shadow.on_forget.append(self._note_gone)
         self._now_end_ns = 0
         self.shadow.bind(ROOT_ID, self.reader.inode)
@@ -95,10 +105,12 @@ class Observer:
             Kind.SYNC: self._on_sync,
         }
 
-    # ---------------------------------------------------------------------------------------------------------- the records
+    # ---- the records
 
     def observe(self, record: Record, payload: memoryview) -> None:
-        """Take one record. The view is not kept. Fields are taken by index: names cost a third more on this path."""
+        """Take one record. The view is not kept. Fields are taken by index: names cost a third more on this
+        path.
+        """
         if record[0] == _WRITE and not record[1] & _CAREFUL:
             file_id = self._by_inode.get(record[7])
             if (
@@ -216,10 +228,12 @@ class Observer:
         args = (call_name(record.extra), record.tgid)
         self._sink.add(Delta(Op.BARRIER, file_id, args=args, at_us=record.end_ns // 1000))
 
-    # ------------------------------------------------------------------------------------------------- who and which file
+    # ---- who, and which file
 
     def expect(self, tgids: Iterable[int]) -> None:
-        """These processes belong to the volume's program: what they do unseen concerns it even before they write."""
+        """These processes belong to the volume's program: what they do unseen concerns it even before they
+        write.
+        """
         for tgid in tgids:
             self._note_writer(tgid)
 
@@ -279,10 +293,12 @@ class Observer:
         if len(self._gone) > GONE_REMEMBERED:
             self._gone.popitem(last=False)
 
-    # ------------------------------------------------------------------------------------------------------------ re-reading
+    # ---- re-reading
 
     def _reread(self, file_id: int, offset: int, length: int, at_us: int) -> None:
-        """Log what the file has in a range now, and its size; a large one is left to ``settle``, which does it in steps."""
+        """Log what the file has in a range now, and its size; a large one is left to ``settle``, which does
+        it in steps.
+        """
         self._sink.note_fidelity(frames.Fidelity.PAGE)
         self.mapped.forget_range(file_id, offset, length)
         try:
@@ -301,7 +317,7 @@ class Observer:
         self.doubts.contents.add(file_id)
         self._lower_floor()
 
-    # ---------------------------------------------------------------------------------------------------------------- doubts
+    # ---- doubts
 
     def _after_naming(self, record: Record) -> None:
         if self.doubts.is_serious:
@@ -313,7 +329,9 @@ class Observer:
             self._sink.set_floor(frames.Fidelity.SCAN)
 
     def lose(self, inodes: Iterable[int], *, everywhere: bool, detail: str) -> None:
-        """Records were lost: of these files, or nobody knows of which. The end of the gap is the next full ``settle``."""
+        """Records were lost: of these files, or nobody knows of which. The end of the gap is the next full
+        ``settle``.
+        """
         self._sink.gap("lost-records", detail)
         self._lower_floor()
         if everywhere:
@@ -330,24 +348,34 @@ class Observer:
                 self.doubts.contents.add(file_id)
 
     def settle(self, drained_ns: int, budget: int = SETTLE_BUDGET_BYTES) -> bool:
-        """Compare what is doubtful with the disk; call it when the ring has been emptied up to ``drained_ns``.
+        """Compare what is doubtful with the disk; call it when the ring has been emptied up to
+        ``drained_ns``.
 
-        True when nothing is left to do; False when the budget was used up: ship frames, drain, and call again.
+        True when nothing is left to do. False when the budget was used up, or when what differs may be
+        explained by records that were not drained yet: ship frames, drain, and call again.
         """
-        if self._work is None and not self.doubts:
+        for entry in self.scanner.sightings.due(drained_ns) if not self.doubts.is_scanning else ():
+            self.doubts.check(*entry)
+        if self._work is None and not self.doubts and not self.scanner.sightings.waiting:
             if self._is_floored and drained_ns > self.doubts.compared_ns and not self.contents.sole_source:
                 self._is_floored = False
                 self._sink.set_floor(frames.Fidelity.EXACT)
             return True
         if self.doubts.is_scanning:
             return True  # the first sight goes on, and what it meets it settles
+        rounds = 0
         while budget > 0:
             if self._work is None:
-                if not self.doubts:
-                    return True
+                if not self.doubts or self._must_wait() or rounds == ROUNDS_MAX:
+                    break
+                rounds += 1
                 self._work = self._settle_all()
             budget -= next(self._work, 0) or self._end_work()
-        return self._work is None and not self.doubts
+        return self._work is None and not self.doubts and not self.scanner.sightings.waiting
+
+    def _must_wait(self) -> bool:
+        """Whether what is left can only be told after more has been drained."""
+        return not self.doubts.is_urgent and bool(self.scanner.sightings.waiting)
 
     def _end_work(self) -> int:
         self._work = None
@@ -358,21 +386,22 @@ class Observer:
         doubts = self.doubts.take()
         before = self.scanner.changes
         unknown = sorted(doubts.unknown - self.shadow.by_inode.keys())
-        if unknown and not doubts.entries and not doubts.everything:
+        self._distrusts_content |= doubts.everywhere_content
+        waits = doubts.entries or doubts.checks or self.scanner.sightings.waiting
+        if unknown and not waits and not doubts.everything:
             self._sink.gap("unknown-file", f"inodes {unknown[:8]} were changed and had not been seen before")
             doubts.everything = True
+        depth = Depth.CHANGED if self._distrusts_content or self.contents.sole_source else Depth.NAMES
         if doubts.everything:
-            depth = Depth.CHANGED if doubts.everywhere_content else Depth.NAMES
             yield from self.scanner.compare({ROOT_ID: None}, deep=True, depth=depth)
         elif doubts.entries or doubts.checks:
-            yield from self.scanner.compare(doubts.scope(), deep=False)
+            yield from self.scanner.compare(doubts.scope(), deep=False, depth=depth)
         for inode in unknown:
             if inode not in self.shadow.by_inode and doubts.everything:
                 self._remember_gone(inode, time.monotonic_ns())
             elif inode not in self.shadow.by_inode:
                 self.doubts.unknown.add(inode)  # not where we looked: the next round looks everywhere
         self._naming.read_again(doubts.attributes, time.monotonic_ns() // 1000)
-        doubts.contents |= self._naming.found_truncated(doubts.truncated)
         for file_id in sorted(doubts.contents):
             if not self.shadow.is_file(file_id):
                 continue
@@ -385,19 +414,25 @@ class Observer:
         if self.scanner.changes != before or doubts.contents:
             self.doubts.compared_ns = time.monotonic_ns()
             self._lower_floor()
+        if not self.scanner.sightings.waiting:
+            self._distrusts_content = False
         yield 1
 
     def _doubt_unreached(self) -> None:
-        """Directories that moved while they were to be listed: listed once their records have told where to."""
+        """Directories that moved while they were to be listed: listed once their records have told
+        where to.
+        """
         for directory in self.scanner.unreached & self.shadow.tree.nodes.keys():
             if not self.contents.sole_source:  # the portable probe looks at everything again anyway
                 self.doubts.directory(directory)
         self.scanner.unreached.clear()
 
     def before_barrier(self, drained_ns: int, budget: int = SETTLE_BUDGET_BYTES) -> bool:
-        """Everything drained so far is about to be promised: make the log equal to the disk where it may not be.
+        """Everything drained so far is about to be promised: make the log equal to the disk where it may not
+        be.
 
-        False when more has to be read than the budget: ship frames, drain, and call again before cutting the barrier.
+        False when more has to be read than the budget: ship frames, drain, and call again before cutting the
+        barrier.
         """
         if not self.settle(drained_ns, budget):
             return False
@@ -406,17 +441,20 @@ class Observer:
             for _ in self.scanner.compare({ROOT_ID: None}, deep=True, depth=Depth.CHANGED):
                 pass
             self.doubts.compared_ns = time.monotonic_ns()
+            if self.scanner.sightings.waiting:
+                return False
         if self.mapped.known:
             for _ in self.mapped.log_changes(time.monotonic_ns() // 1000):
                 pass
         return True
 
-    # ------------------------------------------------------------------------------------------------------- whole volumes
+    # ---- whole volumes
 
     def scan_base(self) -> Iterator[Progress]:
         """The first sight, in steps. Records may be observed between steps.
 
-        After the last step drain the ring up to its end, ``settle`` until it says True, and only then cut BASE_END.
+        After the last step drain the ring up to its end, ``settle`` until it says True, and only then cut
+        BASE_END.
         """
         self.doubts.is_scanning = True
         try:
@@ -424,7 +462,8 @@ class Observer:
         finally:
             self.doubts.is_scanning = False
             if self.doubts.unknown - self.shadow.by_inode.keys():
-                # Changed while unknown, and not found: removed since, or moved behind the scan's back. Not a gap: look again.
+                # Changed while unknown, and not found: removed since, or moved behind the scan's back. Not a
+                # gap: look again.
                 self.doubts.everything = True
             self.doubts.unknown.clear()
             self._doubt_unreached()
@@ -438,15 +477,18 @@ class Observer:
         yield from self.scanner.compare(scope, deep=deep, depth=depth)
 
     def rescan(self, cause: str = "") -> Iterator[int]:
-        """Compare everything, contents by fingerprint: after a time in which nobody watched. ``cause`` is for the log."""
+        """Compare everything, contents by fingerprint: after a time in which nobody watched. ``cause`` is for
+        the log.
+        """
         if cause:
             self._sink.gap(cause, "everything is compared with what was known")
         self._lower_floor()
-        self.doubts.is_scanning = True
+        self.doubts.is_scanning = self.scanner.sightings.is_impatient = True
         try:
             yield from self.scanner.compare({ROOT_ID: None}, deep=True, depth=Depth.CHANGED)
         finally:
             self.doubts.is_scanning = False
+            self.scanner.sightings.is_impatient = self.contents.sole_source
             self.doubts.compared_ns = time.monotonic_ns()
             if self.scanner.unreached and not self.contents.sole_source:
                 self.doubts.everything = self.doubts.everywhere_content = True
@@ -463,7 +505,9 @@ class Observer:
     def state(
         self, volume: str, position: positions.Position, frame_hash: bytes, stamp: int
     ) -> trees.TreeState:
-        """The volume at the end of the log, for whoever goes on. Fingerprints only of files nobody may still be writing."""
+        """The volume at the end of the log, for whoever goes on. Fingerprints only of files nobody may still
+        be writing.
+        """
         prints: dict[int, tuple[int, int, int]] = {}
         now_ns = time.time_ns()
         for file_id, node in self.shadow.tree.nodes.items():

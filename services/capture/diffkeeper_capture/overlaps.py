@@ -1,8 +1,9 @@
-"""Which changes of one file were in flight at once, so that their order cannot be told from the order of their returns.
+"""Which changes of one file were in flight at once, so that their order cannot be told from the order of
+their returns.
 
-The kernel side flags a record when another change of the same file ended while it ran. Which one is found here, in a short memory
-of the last records: if the two touched bytes in common, those bytes are re-read; if they did not, both are exact
-in either order.
+The kernel side flags a record when another change of the same file ended while it ran. Which one is found
+here, in a short memory of the last records: if the two touched bytes in common, those bytes are re-read; if
+they did not, both are exact in either order.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Overlaps:
         self.note = self._recent.append
 
     def confused_with(self, record: Record) -> Range | None:
-        """The range to re-read because of a flagged record (not yet noted); None when its order cannot matter."""
+        """The range to re-read because of a flagged record (not yet noted); None when its order cannot
+        matter.
+        """
         low, high = _range_of(record)
         found: Range | None = None
         for other in reversed(self._recent):

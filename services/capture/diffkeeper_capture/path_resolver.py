@@ -1,9 +1,10 @@
 """From the paths of a system call to entries of the volume, as they were at that point of the log.
 
-Inside the volume paths are walked in the shadow tree, never on disk: the disk is ahead. Outside, only the disk can say
-where a path leads, so prefixes are looked up there (through the caller's own root and working directory while it lives)
-until one is a directory of the volume. Most calls of a machine have nothing to do with the volume; they are turned away by
-one dictionary look-up, with an answer that is at most ``MEMORY_NS`` old.
+Inside the volume paths are walked in the shadow tree, never on disk: the disk is ahead. Outside, only the
+disk can say where a path leads, so prefixes are looked up there (through the caller's own root and working
+directory while it lives) until one is a directory of the volume. Most calls of a machine have nothing to do
+with the volume; they are turned away by one dictionary look-up, with an answer that is at most ``MEMORY_NS``
+old.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ _PROCESS_PATH = re.compile(rb"/proc/[0-9]+(?:/|$)")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An entry of a directory of the volume; ``file_id`` is what the shadow has there. The root has parent 0."""
+    """An entry of a directory of the volume; ``file_id`` is what the shadow has there. The root has
+    parent 0.
+    """
 
     parent: int
     name: bytes
@@ -40,7 +43,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The path leads into the volume, to where the shadow knows nothing: below ``directory`` something was missed."""
+    """The path leads into the volume, to where the shadow knows nothing: below ``directory`` something was
+    missed.
+    """
 
     directory: int
     name: bytes
@@ -74,14 +79,16 @@ class PathResolver:
         self._root = (status.st_dev, status.st_ino)
         self._own_ns = os.stat("/proc/self/ns/mnt").st_ino
         own = {os.fsencode(os.path.abspath(root)), os.fsencode(os.path.realpath(root))}
-        # Text by which our own mount namespace names the root. Being mounted over is noticed by ``check_root``.
+        # Text by which our own mount namespace names the root. Being mounted over is noticed by
+        # ``check_root``.
         self._own_prefixes = tuple(sorted(own))
         self._real = os.fsencode(os.path.realpath(root))
         self._above = _ancestors(self._real)
         self._proc_device = os.stat("/proc/self").st_dev
         machine_root = os.stat("/")
         self._own_root = (kernel_device(machine_root.st_dev), machine_root.st_ino)
-        # (namespace, base device and inode if relative, directory as written) → (where it enters or None, until when).
+        # (namespace, base device and inode if relative, directory as written) → (where it enters or None,
+        # until when).
         self._outside: dict[tuple[int, int, int, bytes], tuple[tuple[int, bytes] | None, int]] = {}
         # (namespace, device and inode of the root) → a process seen there.
         self._living: dict[tuple[int, int, int], int] = {}
@@ -114,7 +121,7 @@ class PathResolver:
             return None
         return self._shadow.by_inode.get(base.inode)
 
-    # ---------------------------------------------------------------------------------------------------- inside the volume
+    # ---- inside the volume
 
     def _walk(self, base: Base, at: int, rest: bytes, *, follow: bool, hops: int) -> Resolved:
         """Walk ``rest`` from the directory ``at`` in the shadow."""
@@ -169,7 +176,7 @@ class PathResolver:
         parent, name = min(node.entries)
         return Place(parent, name, file_id)
 
-    # --------------------------------------------------------------------------------------------------- outside the volume
+    # ---- outside the volume
 
     def _enter(self, base: Base, path: bytes, follow: bool) -> tuple[int, bytes] | None:
         """Where a path from outside gets into the volume: (directory id, what is left of the path)."""
@@ -218,7 +225,9 @@ class PathResolver:
         return found is None or found[0] in self._shadow.tree.nodes
 
     def _sees_as_we_do(self, base: Base) -> bool:
-        """Whether the caller has our mount namespace and our root; a base of 0 is a record that does not say."""
+        """Whether the caller has our mount namespace and our root; a base of 0 is a record that does
+        not say.
+        """
         has_own_root = not base.inode or (base.device, base.inode) == self._own_root
         return base.mount_ns in (self._own_ns, 0) and has_own_root
 
@@ -288,7 +297,9 @@ def kernel_device(device: int) -> int:
 
 
 def _ancestors(root: bytes) -> dict[tuple[int, int], tuple[bytes, ...]]:
-    """Directories above the root, by (kernel device, inode): the names that lead from each down to the root."""
+    """Directories above the root, by (kernel device, inode): the names that lead from each down to the
+    root.
+    """
     above: dict[tuple[int, int], tuple[bytes, ...]] = {}
     tail: tuple[bytes, ...] = ()
     at = root

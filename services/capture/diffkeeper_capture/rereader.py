@@ -1,9 +1,11 @@
-"""The volume's real directory, as the observer may look into it: found by what the shadow says, believed by inode.
+"""The volume's real directory, as the observer may look into it: found by what the shadow says, believed by
+inode.
 
-The disk is ahead of the log while records wait, so a path of the shadow may lead nowhere or to something else by now. Every
-look therefore compares the inode number of what it opened with the one it expects and raises ``Elsewhere`` when they
-differ; the caller then waits for the records that explain it, or compares the directory above. Nothing is opened but directories
-and regular files, and no symbolic link is followed at the end of a path.
+The disk is ahead of the log while records wait, so a path of the shadow may lead nowhere or to something else
+by now. Every look therefore compares the inode number of what it opened with the one it expects and raises
+``Elsewhere`` when they differ; the caller then waits for the records that explain it, or compares the
+directory above. Nothing is opened but directories and regular files, and no symbolic link is followed at the
+end of a path.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ CHUNK_BYTES = 256 * 1024
 
 _FS_IOC_GETVERSION = 0x80087601
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# O_NONBLOCK: should a FIFO take the file's place between looking and opening, the open must not wait for a writer.
+# O_NONBLOCK: should a FIFO take the file's place between looking and opening, the open must not wait for a
+# writer.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 _KINDS = {
@@ -64,7 +67,9 @@ class Rereader:
         os.close(self._fd)
 
     def check_root(self) -> None:
-        """Raises Misconfigured when the root is gone or another directory stands at its path: never a reason to delete."""
+        """Raises Misconfigured when the root is gone or another directory stands at its path: never a reason
+        to delete.
+        """
         try:
             status = os.stat(self.root)
         except OSError as error:
@@ -74,7 +79,9 @@ class Rereader:
 
     @contextlib.contextmanager
     def directory(self, file_id: int) -> Iterator[int]:
-        """A descriptor of the directory ``file_id``; raises Elsewhere when its path leads to another inode or nowhere."""
+        """A descriptor of the directory ``file_id``; raises Elsewhere when its path leads to another inode or
+        nowhere.
+        """
         if file_id == ROOT_ID:
             yield self._fd
             return
@@ -120,7 +127,9 @@ class Rereader:
         return at
 
     def look(self, parent: int, name: bytes) -> os.stat_result | None:
-        """``lstat`` of an entry, None when there is none; raises Elsewhere when its directory is not where it should be."""
+        """``lstat`` of an entry, None when there is none; raises Elsewhere when its directory is not where it
+        should be.
+        """
         with self.directory(parent) as fd:
             try:
                 return os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -144,7 +153,9 @@ class Rereader:
 
     @contextlib.contextmanager
     def file(self, file_id: int) -> Iterator[int]:
-        """A descriptor of a regular file by any of its names; raises Elsewhere when none leads to its inode."""
+        """A descriptor of a regular file by any of its names; raises Elsewhere when none leads to its
+        inode.
+        """
         expected = self._shadow.inode_of.get(file_id)
         node = self._shadow.tree.nodes.get(file_id)
         for parent, name in sorted(node.entries) if node is not None else ():
@@ -161,7 +172,9 @@ class Rereader:
         raise Elsewhere
 
     def xattr(self, file_id: int, name: bytes) -> bytes | None:
-        """The value of an extended attribute, None when there is none; raises Elsewhere like ``status_of``."""
+        """The value of an extended attribute, None when there is none; raises Elsewhere like
+        ``status_of``.
+        """
         node = self._shadow.tree.nodes.get(file_id)
         if file_id == ROOT_ID:
             return _get_xattr(self._fd, name)
@@ -201,7 +214,9 @@ def generation_of(fd: int) -> int:
 
 
 def next_data(fd: int, at: int, end: int) -> tuple[int, int]:
-    """The next extent of data at or after ``at``: (start, end), both ``end`` when only a hole is left before it."""
+    """The next extent of data at or after ``at``: (start, end), both ``end`` when only a hole is left before
+    it.
+    """
     try:
         start = os.lseek(fd, at, os.SEEK_DATA)
         if start >= end:

@@ -1,11 +1,12 @@
 """Comparing the real directory with the shadow, and logging what differs: the first sight of a volume, the
 mending after a gap, the re-attach, and the whole of the portable probe are this one comparison.
 
-Files are known by inode: what moved keeps its id and moves no data. An entry that stands where another was is made room for
-by parking the other under an odd name until the comparison ends, because it may turn up elsewhere (a rotated log, two names
-exchanged); what has not turned up by then is removed. Work is yielded in bounded steps, so that an agent goes on draining
-records and shipping frames; entries are looked at again at their turn, never trusted from a listing. All of it is logged ahead
-of records that still wait, which is harmless for the end result and why such frames are labelled ``scan``.
+Files are known by inode: what moved keeps its id and moves no data. An entry that stands where another was is
+made room for by parking the other under an odd name until the comparison ends, because it may turn up
+elsewhere (a rotated log, two names exchanged); what has not turned up by then is removed. Work is yielded in
+bounded steps, so that an agent goes on draining records and shipping frames; entries are looked at again at
+their turn, never trusted from a listing. All of it is logged ahead of records that still wait, which is
+harmless for the end result and why such frames are labelled ``scan``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from diffkeeper.domain.deltas import ROOT_ID
 from diffkeeper_capture import rereader
 from diffkeeper_capture.contents import NEVER, Contents, Known
 from diffkeeper_capture.shadow import PARKED, Shadow, readable
+from diffkeeper_capture.sightings import Sightings
 
 # Entries looked at before a step ends, where no bytes are read.
 ENTRIES_A_STEP = 256
@@ -78,22 +80,26 @@ class Scanner:
         self.looked = 0
         # Directories that were to be listed and were not where they should be.
         self.unreached: set[int] = set()
+        self.sightings = Sightings(is_impatient=contents.sole_source)
         self._shadow = shadow
         self._reader = reader
         self._contents = contents
         self._told: set[tuple[int, bytes]] = set()  # special entries that were said once
-        self._parked: dict[int, tuple[int, bytes]] = {}
-        self._missing: list[tuple[int, bytes]] = []
+        # Entries under odd names.
+        self._parked: set[tuple[int, bytes]] = set()
+        self._parkings = 0
+        self._missing: dict[tuple[int, bytes], None] = {}
         self._queue: deque[tuple[int, frozenset[bytes] | None, bool]] = deque()
         self._seen: set[int] = set()
         self._depth = Depth.NAMES
 
-    # ------------------------------------------------------------------------------------------------- whole comparisons
+    # ---- whole comparisons
 
     def compare(
         self, scope: dict[int, frozenset[bytes] | None], *, deep: bool, depth: Depth = Depth.NAMES
     ) -> Iterator[int]:
-        """Compare directories (all names of each, or those given) and, ``deep``, all below; yields the cost of each step.
+        """Compare directories (all names of each, or those given) and, ``deep``, all below; yields the cost
+        of each step.
 
         New subdirectories are always entered. Raises Misconfigured when the root is not what it was.
         """
@@ -103,7 +109,8 @@ class Scanner:
         self._queue.extend((directory, names, deep) for directory, names in scope.items())
         yield from self._work_off()
         if (self._parked or self._missing) and not deep and not self._contents.sole_source:
-            # What is not where it was may be anywhere. (Notifications of the portable probe name the other place too.)
+            # What is not where it was may be anywhere. (Notifications of the portable probe name the other
+            # place too.)
             self._queue.append((ROOT_ID, None, True))
             yield from self._work_off()
         self._reader.check_root()
@@ -157,7 +164,7 @@ class Scanner:
         self.changes += 1
         self._shadow.sink.note_fidelity(frames.Fidelity.SCAN)
 
-    # ------------------------------------------------------------------------------------------------------ one directory
+    # ---- one directory
 
     def _directory(self, directory: int, names: frozenset[bytes] | None, deep: bool) -> Iterator[int]:
         if names is None:
@@ -178,7 +185,8 @@ class Scanner:
                     if looked % ENTRIES_A_STEP == 0:
                         yield ENTRIES_A_STEP * ENTRY_COST
         except rereader.Elsewhere:
-            # It was moved or replaced: the directory above knows, or a record that waits. (The root never is elsewhere.)
+            # It was moved or replaced: the directory above knows, or a record that waits. (The root never is
+            # elsewhere.)
             if names is None:
                 self.unreached.add(directory)
             self._queue.extend(
@@ -188,22 +196,48 @@ class Scanner:
         if names is None and directory in self._shadow.tree.nodes:
             present = set(listed)
             children = self._shadow.tree.nodes[directory].children
-            self._missing.extend((directory, name) for name in children if name not in present)
+            for name in children.keys() - present:
+                self._note_missing(directory, name, children[name])
+
+    def _note_missing(self, directory: int, name: bytes, known: int) -> None:
+        if self.sightings.may_act((directory, name), 0, known):
+            self._missing[directory, name] = None
 
     def _name(self, directory: int, fd: int, name: bytes, deep: bool) -> Iterator[int]:
         known = self._shadow.tree.child(directory, name)
         found = self._look(directory, fd, name)
         if found is Absence.GONE:
             if known is not None:
-                self._missing.append((directory, name))
+                self._note_missing(directory, name, known)
         elif isinstance(found, Found):
             self.looked += 1
             if known is not None and self._is_same(known, found):
+                self.sightings.agrees((directory, name))
                 yield from self._compare_known(known, found, deep)
-                return
-            if known is not None:
-                self._make_room(found, known)
-            yield from self._arrive(found, deep)
+            elif self._may_change(known, found):
+                if known is not None:
+                    self._make_room(found, known)
+                yield from self._arrive(found, deep)
+
+    def _may_change(self, known: int | None, found: Found) -> bool:
+        """A new file under a free name may be taken in at once; what moves or replaces a known one is looked
+        at twice.
+        """
+        other = self._shadow.by_inode.get(found.status.st_ino)
+        if known is None and (other is None or self._is_displaced(other) or self._is_linked(other, found)):
+            return True
+        return self.sightings.may_act((found.parent, found.name), found.status.st_ino, known or 0)
+
+    def _is_linked(self, other: int, found: Found) -> bool:
+        """Whether every name that the shadow has for a file is still there: then this is one more."""
+        if found.kind is trees.Kind.DIR:
+            return False
+        return all(self._still_there(entry, found) for entry in self._shadow.tree.nodes[other].entries)
+
+    def _is_displaced(self, file_id: int) -> bool:
+        """Whether an id is known not to be where the shadow has it."""
+        entries = self._shadow.tree.nodes[file_id].entries
+        return any(entry in self._missing or entry in self._parked for entry in entries)
 
     def _look(self, directory: int, fd: int, name: bytes) -> Found | Absence:
         try:
@@ -239,7 +273,7 @@ class Scanner:
             return found.status.st_ino not in self._shadow.by_inode
         return inode == found.status.st_ino
 
-    # ----------------------------------------------------------------------------------------------- an entry that is known
+    # ---- an entry that is known
 
     def _compare_known(self, known: int, found: Found, deep: bool) -> Iterator[int]:
         is_adopted = known not in self._shadow.inode_of
@@ -279,14 +313,15 @@ class Scanner:
                 self._changed()
                 self._shadow.change_xattr(file_id, name, there.get(name), _now_us())
 
-    # ------------------------------------------------------------------------------------------------ an entry that is new
+    # ---- an entry that is new
 
     def _make_room(self, found: Found, known: int) -> None:
         """Another inode stands where ``known`` was: park that until it is known where it went."""
         self._changed()
-        parked = PARKED % known
-        self._shadow.rename((found.parent, found.name), (found.parent, parked), _now_us())
-        self._parked[known] = (found.parent, parked)
+        self._parkings += 1
+        parked = (found.parent, PARKED % self._parkings)
+        self._shadow.rename((found.parent, found.name), parked, _now_us())
+        self._parked.add(parked)
 
     def _arrive(self, found: Found, deep: bool) -> Iterator[int]:
         """The entry has no id here yet: it was moved, linked, or is new."""
@@ -331,7 +366,7 @@ class Scanner:
             if not self._still_there(entry, found)
         ]
         if gone:
-            return self._try_rename(gone[0], place, other)
+            return self._try_rename(max(gone, key=self._parked.__contains__), place, other)
         self._shadow.link(other, *place, _now_us())
         return True
 
@@ -339,10 +374,13 @@ class Scanner:
         try:
             self._shadow.rename(source, place, _now_us())
         except errors.Corrupt:
-            # Below itself, as the shadow still has it: two directories changed places. Made anew, which costs data only.
+            # Below itself, as the shadow still has it: two directories changed places. Made anew, which costs
+            # data only.
             self._shadow.unbind(other)
             return False
-        if self._parked.pop(other, None) is None:
+        if source in self._parked:
+            self._parked.discard(source)
+        else:
             # Somebody else may stand where it was.
             self._queue.append((source[0], frozenset((source[1],)), False))
         return True
@@ -392,7 +430,7 @@ class Scanner:
             self._contents.known[file_id] = Known(NEVER, xattrs=there)
         return file_id
 
-    # ------------------------------------------------------------------------------------------------------------ content
+    # ---- content
 
     def _read_entry(self, file_id: int, found: Found, *, is_new: bool) -> Iterator[int]:
         try:
@@ -412,16 +450,18 @@ class Scanner:
             self.read_bytes += size
             yield size
 
-    # -------------------------------------------------------------------------------------------------------------- the end
+    # ---- the end
 
     def _finish(self) -> int:
-        """Remove what was neither found in its place nor elsewhere. Looks again first: names may have come meanwhile."""
+        """Remove what was neither found in its place nor elsewhere. Looks again first: names may have come
+        meanwhile.
+        """
         cost = ENTRY_COST * (len(self._missing) + len(self._parked) + 1)
-        for file_id, (parent, name) in self._parked.items():
-            if self._shadow.tree.child(parent, name) == file_id:
+        for parent, name in self._parked:
+            if self._shadow.tree.child(parent, name) is not None:
                 self._shadow.remove_tree(parent, name, _now_us())
         self._parked.clear()
-        for parent, name in self._missing:
+        for parent, name in list(self._missing):
             child = self._shadow.tree.child(parent, name)
             if child is None:
                 continue

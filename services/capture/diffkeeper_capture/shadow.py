@@ -1,8 +1,9 @@
 """What the log says the volume is, at the position reached so far: the tree, and which inode each file id is.
 
-Every change of a name goes through here, so that tree, log and inode maps cannot differ: the tree takes the delta first (and
-refuses what cannot be), then the sink gets it, then the maps follow. A volume is one file system, so the key is the inode
-number; the generation is kept beside it where it is known. Nothing here touches a disk.
+Every change of a name goes through here, so that tree, log and inode maps cannot differ: the tree takes the
+delta first (and refuses what cannot be), then the sink gets it, then the maps follow. A volume is one file
+system, so the key is the inode number; the generation is kept beside it where it is known. Nothing here
+touches a disk.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Shadow:
         return node is not None and node.kind is trees.Kind.FILE
 
     def bind(self, file_id: int, inode: int, generation: int = 0) -> int | None:
-        """``inode`` is ``file_id`` from now on; the id that had it before, if another one did, is left unmapped."""
+        """``inode`` is ``file_id`` from now on; the id that had it before, if another one did, is left
+        unmapped.
+        """
         before = self.by_inode.get(inode)
         if before == file_id:
             if generation:
@@ -96,7 +99,9 @@ class Shadow:
         at_us: int,
         target: bytes = b"",
     ) -> int:
-        """A new id under an entry; raises Corrupt, and changes nothing, when the entry is taken or has no directory."""
+        """A new id under an entry; raises Corrupt, and changes nothing, when the entry is taken or has no
+        directory.
+        """
         file_id = max(self.tree.next_id, FIRST_FREE_ID)
         what = target if kind is trees.Kind.SYMLINK else mode & 0o7777
         self._put(Delta(_OP_OF[kind], file_id, args=(parent, name, what, uid, gid), at_us=at_us))
@@ -115,7 +120,9 @@ class Shadow:
         return self._forget_if_gone(file_id)
 
     def remove_tree(self, parent: int, name: bytes, at_us: int) -> None:
-        """Take one name and all below it away, bottom-up. Depth is not bounded, so neither is this recursive."""
+        """Take one name and all below it away, bottom-up. Depth is not bounded, so neither is this
+        recursive.
+        """
         stack = [(parent, name)]
         while stack:
             directory, entry = stack[-1]

@@ -1,4 +1,6 @@
-"""The tree state at the end of a role, on disk: what the next one begins with instead of reading the whole volume."""
+"""The tree state at the end of a role, on disk: what the next one begins with instead of reading the whole
+volume.
+"""
 
 from __future__ import annotations
 

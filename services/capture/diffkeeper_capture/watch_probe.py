@@ -1,9 +1,10 @@
 """The portable probe: without rights for BPF, learn that something changed, and compare.
 
-``watchfiles`` names paths that may have changed; their entries are compared with what is known, contents by digests of blocks.
-What was overwritten between two looks is never seen, so fidelity is ``scan``. Stores through ``mmap`` change no time stamp
-and are found only when something else changes the file. A barrier does not trust notifications, which may be
-late: it looks at every entry of the volume, and reads each file whose size or times differ from what is known.
+``watchfiles`` names paths that may have changed; their entries are compared with what is known, contents by
+digests of blocks. What was overwritten between two looks is never seen, so fidelity is ``scan``. Stores
+through ``mmap`` change no time stamp and are found only when something else changes the file. A barrier does
+not trust notifications, which may be late: it looks at every entry of the volume, and reads each file whose
+size or times differ from what is known.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ Scope = dict[int, frozenset[bytes] | None]
 class WatchProbe:
     """Watches one volume for an observer made with ``sole_source``.
 
-    One task awaits ``changed_paths`` and then runs ``collect``; a barrier runs ``barrier``. Both are steps that yield the bytes
-    read, so that frames are shipped between them. Use as a context manager; watching begins on entry.
+    One task awaits ``changed_paths`` and then runs ``collect``; a barrier runs ``barrier``. Both are steps
+    that yield the bytes read, so that frames are shipped between them. Use as a context manager; watching
+    begins on entry.
     """
 
     def __init__(self, root: Path) -> None:
@@ -90,7 +92,8 @@ class WatchProbe:
             changes = next(self._changes, None)
         except (FileNotFoundError, RuntimeError) as error:
             raise errors.Misconfigured(
-                f"the directory {self._root} of a volume cannot be watched ({error}); nothing was deleted anywhere",
+                f"the directory {self._root} of a volume cannot be watched ({error}); "
+                "nothing was deleted anywhere",
                 reason="root-missing",
                 hint="mount it again or put it back, then attach the volume again",
                 path=str(self._root),

@@ -1,7 +1,8 @@
 """A hybrid logical clock: stamps that follow wall time, never go backwards, and respect cause and effect.
 
-A stamp is one integer: microseconds since 1970 in the upper bits, a 12-bit counter below. The rules are those of
-Kulkarni et al., "Logical Physical Clocks" (2014), folded into one integer comparison. Wall time is handed in.
+A stamp is one integer: microseconds since 1970 in the upper bits, a 12-bit counter below. The rules are those
+of Kulkarni et al., "Logical Physical Clocks" (2014), folded into one integer comparison. Wall time is handed
+in.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def tick(last: Stamp, now_us: int) -> Stamp:
 
 
 def receive(last: Stamp, remote: Stamp, now_us: int) -> Stamp:
-    """The local clock after hearing ``remote``; a stamp too far ahead is refused and the clock stays as it is."""
+    """The local clock after hearing ``remote``; a stamp too far ahead is refused and the clock stays as it
+    is.
+    """
     ahead_ms = (to_micros(remote) - now_us) // 1000
     if ahead_ms > limits.CLOCK_MAX_DRIFT_MS:
         raise errors.Refused(

@@ -3,8 +3,8 @@
 Files are named by a volume-wide file id, given at first sight, never by path. A name is an entry
 ``(parent file id, name bytes)``; the root directory of the volume has the id ``ROOT_ID`` and no name.
 
-``Delta`` is the value people read and tests write. ``Columns`` is the same run of deltas laid out by column: a capture
-agent appends to it a hundred thousand times a second, and a replica reads it as plain lists.
+``Delta`` is the value people read and tests write. ``Columns`` is the same run of deltas laid out by column:
+a capture agent appends to it a hundred thousand times a second, and a replica reads it as plain lists.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ FIRST_FREE_ID = 2
 
 
 class Op(enum.IntEnum):
-    """Operations, with the meaning of ``offset``, ``length`` and ``args`` for each. Numbers are the wire format."""
+    """Operations, with the meaning of ``offset``, ``length`` and ``args`` for each. Numbers are the wire
+    format.
+    """
 
     CREATE = 1  # a regular file: args (parent, name, mode, uid, gid)
     WRITE = 2  # data at offset; length == len(data)
@@ -40,7 +42,8 @@ class Op(enum.IntEnum):
     ATTR = 11  # args (dict of mode, uid, gid, atime_ns, mtime_ns: those that changed)
     XATTR = 12  # args (name, value or None to remove)
     BARRIER = 13  # args (call, pid): the program asked for durability
-    GAP = 14  # args (cause, detail): what was captured here may be incomplete; offset, length: the range, if known
+    # args (cause, detail): what was captured here may be incomplete; offset, length: the range, if known
+    GAP = 14
     MKFIFO = 15  # args (parent, name, mode, uid, gid)
 
 
@@ -156,7 +159,9 @@ class Columns:
 
 
 def decode(body: bytes) -> Columns:
-    """Columns from the bytes of a body, every bound checked; raises Corrupt for anything that is not well formed."""
+    """Columns from the bytes of a body, every bound checked; raises Corrupt for anything that is not well
+    formed.
+    """
     if len(body) > limits.FRAME_MAX_BODY_BYTES:
         raise _bad(f"{len(body)} bytes exceed the limit of {limits.FRAME_MAX_BODY_BYTES}")
     if len(body) < _HEAD.size:
@@ -184,7 +189,9 @@ def decode(body: bytes) -> Columns:
 
 
 def _unpack_args(packed: memoryview) -> list[Any]:
-    """The list of argument lists, one at a time: six megabytes of nested empty lists would become half a gigabyte."""
+    """The list of argument lists, one at a time: six megabytes of nested empty lists would become half a
+    gigabyte.
+    """
     unpacker = msgpack.Unpacker(
         raw=False,
         strict_map_key=True,
@@ -258,7 +265,9 @@ def _check(columns: Columns) -> None:
 
 
 def is_name(value: Any) -> bool:
-    """Whether ``value`` may be one component of a path: bytes, not empty, no ``/`` or NUL, not ``.`` or ``..``."""
+    """Whether ``value`` may be one component of a path: bytes, not empty, no ``/`` or NUL, not ``.`` or
+    ``..``.
+    """
     return (
         isinstance(value, bytes)
         and 0 < len(value) <= limits.NAME_MAX_BYTES

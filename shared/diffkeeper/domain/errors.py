@@ -1,8 +1,8 @@
 """Five families of errors, named after what the reader should do.
 
-Adapters turn foreign exceptions into these at the edge (``raise … from``). An error carries a sentence that says what
-failed and what was kept, a hint that says what to try next, and facts for machines. The same three travel over HTTP
-(``to_dict``/``from_dict``), so that ``dkctl`` prints what the failing service knew.
+Adapters turn foreign exceptions into these at the edge (``raise … from``). An error carries a sentence that
+says what failed and what was kept, a hint that says what to try next, and facts for machines. The same three
+travel over HTTP (``to_dict``/``from_dict``), so that ``dkctl`` prints what the failing service knew.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ FAMILIES: dict[str, type[DiffKeeperError]] = {
 
 
 def from_dict(data: dict[str, Any]) -> DiffKeeperError:
-    """The error a service sent over HTTP, as the class it was raised with. An unknown family is a plain error."""
+    """The error a service sent over HTTP, as the class it was raised with. An unknown family is a plain
+    error.
+    """
     cls = FAMILIES.get(str(data.get("family")), DiffKeeperError)
     facts = data.get("facts")
     error = cls(

@@ -1,11 +1,12 @@
 """A frame: an ordered run of deltas cut at one instant; the unit of publishing, hashing and signing.
 
-Wire: 4 bytes ``DKF1``, u32 header length, header (msgpack map), body (columns, compressed). ``hash`` is the BLAKE3
-digest of all of it, and each header carries the hash of the frame before it, so a log can only be extended, never
-edited. Positions go on across epochs; the first frame of an epoch names its parent in the epoch before.
+Wire: 4 bytes ``DKF1``, u32 header length, header (msgpack map), body (columns, compressed). ``hash`` is the
+BLAKE3 digest of all of it, and each header carries the hash of the frame before it, so a log can only be
+extended, never edited. Positions go on across epochs; the first frame of an epoch names its parent in the
+epoch before.
 
-Reading is done in two steps, so that little is trusted early: ``open_frame`` checks sizes and reads the header, ``columns``
-decompresses and checks the body.
+Reading is done in two steps, so that little is trusted early: ``open_frame`` checks sizes and reads the
+header, ``columns`` decompresses and checks the body.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ NO_HASH = bytes(32)
 
 
 class Fidelity(enum.IntEnum):
-    """How exactly a frame's deltas stand for what the program did, best first. A frame has its worst delta's."""
+    """How exactly a frame's deltas stand for what the program did, best first. A frame has its worst
+    delta's.
+    """
 
     EXACT = 0  # each write as it happened
     PAGE = 1  # some ranges re-read after the fact
@@ -57,7 +60,8 @@ class Header:
     volume: str
     origin: str
     position: positions.Position
-    # Invariant: parent.sequence == position.sequence - 1; parent.epoch < position.epoch only in an epoch's first frame.
+    # Invariant: parent.sequence == position.sequence - 1; parent.epoch < position.epoch only in an epoch's
+    # first frame.
     parent: positions.Position
     parent_hash: bytes
     first: clocks.Stamp
@@ -116,7 +120,9 @@ class Packed:
 
 
 def pack(columns: deltas.Columns, compressor: Compressor) -> Packed:
-    """The costly half of sealing; may run in a thread of its own. The caller cuts early: see ``FRAME_TARGET_BYTES``."""
+    """The costly half of sealing; may run in a thread of its own. The caller cuts early: see
+    ``FRAME_TARGET_BYTES``.
+    """
     body = columns.encode()
     assert len(body) <= limits.FRAME_MAX_BODY_BYTES, "a frame must be cut before it outgrows its limit"
     codec, packed = compressor.compress(body)
@@ -318,7 +324,8 @@ def _body(frame: Frame) -> bytes:
     if frame.header.codec is Codec.PLAIN:
         body = bytes(packed)
     else:
-        # A zstd frame that states its size makes the decompressor ignore its output limit, so ask before decompressing.
+        # A zstd frame that states its size makes the decompressor ignore its output limit, so ask before
+        # decompressing.
         try:
             stated = zstandard.get_frame_parameters(packed).content_size
             if stated != announced:

@@ -1,4 +1,6 @@
-"""Bounds, each with its unit and its reason. Everything read from a peer or a disk is checked against these first."""
+"""Bounds, each with its unit and its reason. Everything read from a peer or a disk is checked against these
+first.
+"""
 
 # nats-server refuses more than 64 MiB and warns above 8 MiB; frames stay well below the configured payload.
 BROKER_MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
@@ -18,5 +20,6 @@ XATTR_NAME_MAX_BYTES = 255
 XATTR_VALUE_MAX_BYTES = 65_536
 # off_t is signed on every Linux file system.
 FILE_MAX_OFFSET = (1 << 63) - 1
-# How far ahead of the local clock a remote stamp may be before it is refused (a forged clock must not poison ours).
+# How far ahead of the local clock a remote stamp may be before it is refused (a forged clock must not poison
+# ours).
 CLOCK_MAX_DRIFT_MS = 60 * 60 * 1000 + 5 * 60 * 1000

@@ -1,8 +1,8 @@
 """A place in the log of a volume: ``(epoch, sequence)``.
 
-The sequence counts frames along the main line and goes on across epochs: the first frame of epoch n + 1 has the
-sequence after its parent's. A fenced writer's tail has the same sequences under its older epoch, so positions order
-correctly and never collide. Written ``7.1042``.
+The sequence counts frames along the main line and goes on across epochs: the first frame of epoch n + 1 has
+the sequence after its parent's. A fenced writer's tail has the same sequences under its older epoch, so
+positions order correctly and never collide. Written ``7.1042``.
 """
 
 from __future__ import annotations

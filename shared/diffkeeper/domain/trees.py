@@ -1,8 +1,8 @@
 """The names and attributes of a volume: which file id stands under which entry, and what each id is.
 
-A ``Tree`` is a model in memory, without content. The capture agent keeps one to give ids and to resolve paths in the
-order of the log; a replica keeps one to turn ids back into paths. Both feed it the same deltas, so both agree.
-``encode``/``decode`` make the tree state that is handed over between them at a position.
+A ``Tree`` is a model in memory, without content. The capture agent keeps one to give ids and to resolve paths
+in the order of the log; a replica keeps one to turn ids back into paths. Both feed it the same deltas, so
+both agree. ``encode``/``decode`` make the tree state that is handed over between them at a position.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Tree:
         return None if node is None else node.children.get(name)
 
     def path(self, file_id: int) -> bytes | None:
-        """One path of ``file_id`` below the root (``b""`` for the root itself), or None when it has no name."""
+        """One path of ``file_id`` below the root (``b""`` for the root itself), or None when it has no
+        name.
+        """
         parts: list[bytes] = []
         while file_id != ROOT_ID:
             node = self.nodes.get(file_id)
@@ -75,7 +77,9 @@ class Tree:
         return at
 
     def paths(self) -> Iterator[tuple[bytes, int]]:
-        """Every (path, id) below the root: parents before children, the names of a directory in byte order."""
+        """Every (path, id) below the root: parents before children, the names of a directory in byte
+        order.
+        """
         stack = [(b"", ROOT_ID)]
         while stack:
             prefix, directory = stack.pop()
@@ -88,7 +92,9 @@ class Tree:
             stack.extend(reversed(below))
 
     def apply(self, delta: Delta) -> None:
-        """Take one delta. Content operations change nothing here. Raises Corrupt when the delta contradicts the tree."""
+        """Take one delta. Content operations change nothing here. Raises Corrupt when the delta contradicts
+        the tree.
+        """
         op, args = delta.op, delta.args
         match op:
             case Op.CREATE | Op.MKDIR | Op.MKFIFO:
@@ -208,7 +214,9 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a file id is on this machine's file system; tells a file apart from another that took its inode number."""
+    """What a file id is on this machine's file system; tells a file apart from another that took its inode
+    number.
+    """
 
     device: int
     inode: int
@@ -225,8 +233,8 @@ class TreeState:
     stamp: int
     tree: Tree
     identities: dict[int, Identity]
-    # (size, mtime ns, ctime ns) of files when the state was made, where its maker knew them: a file that still has
-    # them need not be read again.
+    # (size, mtime ns, ctime ns) of files when the state was made, where its maker knew them: a file that
+    # still has them need not be read again.
     fingerprints: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
 

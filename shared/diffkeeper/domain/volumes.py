@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from diffkeeper.domain import errors
 
-# Also a NATS subject token and a part of a stream name, so no dots, spaces or wildcards; 40 keeps stream names short.
+# Also a NATS subject token and a part of a stream name, so no dots, spaces or wildcards; 40 keeps stream
+# names short.
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 
 
