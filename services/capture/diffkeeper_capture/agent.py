@@ -65,8 +65,7 @@ class Agent:
         self._next_slot = 1
         self._started_us = time.time_ns() // 1000
 
-    # ----------------------------------------------------------------------------------------------- its own
-    # life
+    # -- its own life ----------------------------------------------------------------------------------------
 
     def open(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -101,8 +100,7 @@ class Agent:
             self._probe.close()
         self._packer.shutdown()
 
-    # -----------------------------------------------------------------------------------------------------
-    # orders
+    # -- orders ----------------------------------------------------------------------------------------------
 
     async def attach(self, order: Order) -> dict[str, Any]:
         """Begin to capture; the volume's status. The same order again changes nothing."""
@@ -230,8 +228,7 @@ class Agent:
             await self._quiet(name)
             return answer
 
-    # -----------------------------------------------------------------------------------------------------
-    # status
+    # -- status ----------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         return {
@@ -253,8 +250,7 @@ class Agent:
         status["why_not_bpf"] = self.why_no_bpf if status["probe"] == "watch" else None
         return status
 
-    # ---------------------------------------------------------------------------------------------------
-    # plumbing
+    # -- plumbing --------------------------------------------------------------------------------------------
 
     def _capturing(self, name: str, or_ended: bool = False) -> VolumeCapture:
         held = self._held.get(name)
