@@ -46,7 +46,7 @@ MARKS_LINGER_S = 1.0
 # The stream is said to lag behind from here on, and frames are made larger.
 BEHIND_BYTES = 1024 * 1024
 # Each frame costs an fsync at every holder. While as many as these wait for theirs, frames get larger, not more.
-FEW_FRAMES = 4
+FEW_FRAMES = 2
 
 _log = structlog.get_logger("capture")
 
