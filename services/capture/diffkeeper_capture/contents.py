@@ -47,7 +47,6 @@ class Known:
     # Of a sole source: the size that the log gives the file, and the digests of its blocks in order.
     size: int = 0
     blocks: list[bytes] = field(default_factory=list)
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
 
 
 class Contents:

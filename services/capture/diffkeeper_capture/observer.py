@@ -412,9 +412,11 @@ class Observer:
         elif doubts.entries or doubts.checks:
             yield from self.scanner.compare(doubts.scope(), deep=False, depth=depth)
         for inode in unknown:
-            if inode not in self.shadow.by_inode and doubts.everything:
+            if inode in self.shadow.by_inode:
+                continue
+            if doubts.everything and not self.scanner.sightings.waiting:
                 self._remember_gone(inode, time.monotonic_ns())
-            elif inode not in self.shadow.by_inode:
+            else:
                 self.doubts.unknown.add(inode)  # not where we looked: a later round looks everywhere
                 self.doubts.expected |= {inode} & doubts.expected
         self._naming.read_again(doubts.attributes, time.monotonic_ns() // 1000)
