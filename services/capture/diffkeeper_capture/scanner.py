@@ -198,6 +198,8 @@ class Scanner:
             present = set(listed)
             children = self._shadow.tree.nodes[directory].children
             for name in children.keys() - present:
+                if (directory, name) in self._parked:
+                    continue
                 self._note_missing(directory, name, children[name])
 
     def _note_missing(self, directory: int, name: bytes, known: int) -> None:
