@@ -47,7 +47,6 @@ class Known:
     # Of a sole source: the size that the log gives the file, and the digests of its blocks in order.
     size: int = 0
     blocks: list[bytes] = field(default_factory=list)
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
 
 
 class Contents:
@@ -66,6 +65,12 @@ class Contents:
 
     def _forget(self, file_id: int) -> None:
         self.known.pop(file_id, None)
+
+    def touch(self, file_id: int) -> None:
+        """A record changed what the log has: what was known of the disk says nothing about that any more."""
+        known = self.known.get(file_id)
+        if known is not None:
+            known.fingerprint = NEVER
 
     def is_unchanged(self, file_id: int, status: os.stat_result) -> bool:
         known = self.known.get(file_id)

@@ -45,10 +45,8 @@ class Doubts:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether there is something to do besides finding unknown inodes, which may be found by what is done
-        first.
-        """
-        return bool(self.entries or self.checks or self.contents or self.attributes or self.everything)
+        """Whether there is something to do before more has been drained."""
+        return bool(self.entries or self.checks or self.contents or self.attributes)
 
     def explain(self, end_ns: int) -> bool:
         """Whether a comparison newer than a call may have logged its effect already."""

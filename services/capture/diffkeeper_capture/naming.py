@@ -47,6 +47,7 @@ class Naming:
         self._doubts = doubts
         self._sink = sink
         self._is_ours = is_ours
+        self._truncated_ns = 0  # when the last truncation by path ended
         self._by_op: dict[int, Callable[[Record, bytes, bytes], int | None]] = {
             PathOp.UNLINK: self._removed,
             PathOp.RMDIR: self._removed,
@@ -194,6 +195,9 @@ class Naming:
         self._check_if_uncertain(record, here, there)
         if self._is_uncertain(record):
             self._doubts.suspects.update((source.file_id, target.file_id or source.file_id))
+            if self._truncated_ns >= record.start_ns:
+                # The truncation may have come after this, and meant what was moved.
+                self._doubts.contents.update((source.file_id, target.file_id or source.file_id))
 
     def _moved_in(self, target: Place) -> None:
         """From outside: read where it is now. Not a gap, for nothing of it was the volume's before."""
@@ -336,8 +340,9 @@ class Naming:
         base = base_of(record)
         resolved = self._resolver.target(base, path)
         file_id = self._must_be_known(record, self._placed(record, base, path, resolved))
-        if file_id is None and isinstance(resolved, Place | Lost):
-            # It may be known by another name: what changed since it was read is read again.
+        self._truncated_ns = record.end_ns
+        if isinstance(resolved, Place | Lost) and (file_id is None or not self._doubts.is_news(record.end_ns)):
+            # It may have been another file: what changed since it was read is read again.
             self._doubts.everything = self._doubts.everywhere_content = True
         elif file_id is not None and self._is_uncertain(record):
             self._doubts.contents |= {file_id, *self._doubts.suspects}
@@ -349,7 +354,9 @@ class Naming:
         if file_id is None:
             return
         self.xattr(file_id, name, record.end_ns // 1000)
-        if self._is_uncertain(record):
+        if not self._doubts.is_news(record.end_ns):
+            self._doubts.everything = self._doubts.everywhere_content = True
+        elif self._is_uncertain(record):
             self._doubts.attributes.update((suspect, name) for suspect in self._doubts.suspects)
 
     def _described(self, record: Record, path: bytes) -> int | None:
@@ -365,6 +372,8 @@ class Naming:
             self._contradiction(record, place.parent, place.name, "what was changed is not known")
         elif place.parent:
             self._check_if_uncertain(record, (place.parent, place.name))
+        # By a name that may have been another's: then all have to be looked at.
+        self._doubts.everything |= not self._doubts.is_news(record.end_ns)
         return place.file_id
 
     # ---- resolving, looking
@@ -467,4 +476,4 @@ class Naming:
 
     def _is_uncertain(self, record: Record) -> bool:
         """Whether names may have been others when the call was made than the shadow has them now."""
-        return bool(record.flags & Flag.OVERLAPPED_NAMES) or self._doubts.explain(record.end_ns)
+        return bool(record.flags & Flag.OVERLAPPED_NAMES) or not self._doubts.is_news(record.end_ns)

@@ -43,6 +43,8 @@ _CAREFUL = int(Flag.UNREADABLE | Flag.OVERLAPPED | Flag.UNLINKED)
 SETTLE_BUDGET_BYTES = 8 * 1024 * 1024
 # Rounds of comparing in one call of ``settle``: more of them without draining between find nothing new.
 ROUNDS_MAX = 3
+# Walks over all directories that may be put off in parts; the one after takes what it finds as it is.
+WALKS_MAX = 5
 # Inodes that lost their last name lately: a write that was in flight then is no surprise.
 GONE_REMEMBERED = 4096
 _WRITE = int(Kind.WRITE)
@@ -80,6 +82,7 @@ class Observer:
         self._work: Iterator[int] | None = None
         self._is_floored = False
         self._distrusts_content = False
+        self._walks = 0
         self.shadow.on_forget.append(self._note_gone)
         self._now_end_ns = 0
         self.shadow.bind(ROOT_ID, self.reader.inode)
@@ -117,6 +120,7 @@ class Observer:
                 file_id is not None
                 and record[5] == self._last_tgid
                 and file_id not in self._mapped_ids
+                and not self._is_floored
                 and record[11] <= limits.DELTA_MAX_DATA_BYTES
             ):
                 self._add_write(file_id, record[10], payload, record[3] // 1000)
@@ -132,6 +136,7 @@ class Observer:
         file_id = self._file_of(record)
         if file_id is None:
             return
+        self.contents.touch(file_id)
         at_us = record.end_ns // 1000
         if record.flags & Flag.UNREADABLE:
             self._reread(file_id, record.offset, record.length, at_us)
@@ -188,6 +193,7 @@ class Observer:
             self._truncate(file_id, record.aux, record)
 
     def _truncate(self, file_id: int, size: int, record: Record) -> None:
+        self.contents.touch(file_id)
         self.shadow.truncate(file_id, size, record.end_ns // 1000)
         self.mapped.forget_range(file_id, size, deltas.FILE_ID_MAX - size)
         self._check_overlap(file_id, record)
@@ -408,13 +414,15 @@ class Observer:
             self._sink.gap("unknown-file", f"inodes {news[:8]} were changed and had not been seen before")
         depth = Depth.CHANGED if self._distrusts_content or self.contents.sole_source else Depth.NAMES
         if doubts.everything:
-            yield from self.scanner.compare({ROOT_ID: None}, deep=True, depth=depth)
+            yield from self._compare_everything(doubts, depth)
         elif doubts.entries or doubts.checks:
             yield from self.scanner.compare(doubts.scope(), deep=False, depth=depth)
         for inode in unknown:
-            if inode not in self.shadow.by_inode and doubts.everything:
+            if inode in self.shadow.by_inode:
+                continue
+            if doubts.everything and not self.scanner.sightings.waiting:
                 self._remember_gone(inode, time.monotonic_ns())
-            elif inode not in self.shadow.by_inode:
+            else:
                 self.doubts.unknown.add(inode)  # not where we looked: a later round looks everywhere
                 self.doubts.expected |= {inode} & doubts.expected
         self._naming.read_again(doubts.attributes, time.monotonic_ns() // 1000)
@@ -433,6 +441,19 @@ class Observer:
         if not self.scanner.sightings.waiting:
             self._distrusts_content = False
         yield 1
+
+    def _compare_everything(self, doubts: Doubts, depth: Depth) -> Iterator[int]:
+        """A walk over all directories. What it had to put off may have hidden some: then it is walked again."""
+        self._walks += 1
+        self.scanner.sightings.is_impatient = self._walks >= WALKS_MAX or self.contents.sole_source
+        yield from self.scanner.compare({ROOT_ID: None}, deep=True, depth=depth)
+        self.scanner.sightings.is_impatient = self.contents.sole_source
+        hidden = self.scanner.unreached & self.shadow.tree.nodes.keys()
+        if self.scanner.sightings.waiting or (hidden and not self.contents.sole_source):
+            self.doubts.everything = True
+            self.doubts.everywhere_content |= self._distrusts_content
+        else:
+            self._walks = 0
 
     def _doubt_unreached(self) -> None:
         """Directories that moved while they were to be listed: listed once their records have told
@@ -473,6 +494,7 @@ class Observer:
         BASE_END.
         """
         self.doubts.is_scanning = True
+        self._lower_floor()
         try:
             yield from self.scanner.scan_base()
         finally:

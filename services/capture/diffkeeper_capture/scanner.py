@@ -12,6 +12,7 @@ harmless for the end result and why such frames are labelled ``scan``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -153,7 +154,7 @@ class Scanner:
             status = os.fstat(fd)
             attributes = {"mode": stat.S_IMODE(status.st_mode), "uid": status.st_uid, "gid": status.st_gid}
             self._shadow.change_attributes(ROOT_ID, attributes, _now_us())
-            self._log_xattrs(ROOT_ID, rereader.list_xattrs(fd, b"."), {})
+            self._compare_xattrs(ROOT_ID, fd, b".")
 
     def read_file(self, file_id: int) -> Iterator[int]:
         """Log the content of a known file anew; raises Elsewhere when it is not where the shadow has it."""
@@ -197,6 +198,8 @@ class Scanner:
             present = set(listed)
             children = self._shadow.tree.nodes[directory].children
             for name in children.keys() - present:
+                if (directory, name) in self._parked:
+                    continue
                 self._note_missing(directory, name, children[name])
 
     def _note_missing(self, directory: int, name: bytes, known: int) -> None:
@@ -253,6 +256,8 @@ class Scanner:
         except (FileNotFoundError, NotADirectoryError):
             return Absence.GONE
         except OSError as error:
+            if error.errno == errno.EINVAL:
+                return self._look(directory, fd, name)  # a link when it was looked at, and none when it was read
             self._tell(directory, name, f"unreadable ({error.strerror})")
             return Absence.HIDDEN
         return Found(directory, name, status, kind, fd, target)
@@ -282,7 +287,7 @@ class Scanner:
             self._shadow.guessed.add(known)
         self._same_attributes(known, found.status)
         if self._depth is Depth.CHANGED and not self._contents.is_unchanged(known, found.status):
-            self._compare_xattrs(known, found)
+            self._compare_xattrs(known, found.directory, found.name)
         if found.kind is trees.Kind.DIR:
             if deep or is_adopted:
                 self._queue.append((known, None, True))
@@ -304,17 +309,12 @@ class Scanner:
             self._changed()
             self._shadow.change_attributes(file_id, changes, _now_us())
 
-    def _compare_xattrs(self, file_id: int, found: Found) -> None:
-        known = self._contents.known.setdefault(file_id, Known(NEVER, size=-1))
-        there = rereader.list_xattrs(found.directory, found.name)
-        self._log_xattrs(file_id, there, known.xattrs)
-        known.xattrs = there
-
-    def _log_xattrs(self, file_id: int, there: dict[bytes, bytes], before: dict[bytes, bytes]) -> None:
-        for name in sorted(before.keys() | there.keys()):
-            if before.get(name) != there.get(name):
+    def _compare_xattrs(self, file_id: int, directory: int, name: bytes) -> None:
+        there = rereader.list_xattrs(directory, name)
+        logged = self._shadow.xattrs.get(file_id)
+        for key in sorted(there.keys() | logged.keys()) if logged else sorted(there):
+            if self._shadow.change_xattr(file_id, key, there.get(key), _now_us()):
                 self._changed()
-                self._shadow.change_xattr(file_id, name, there.get(name), _now_us())
 
     # ---- an entry that is new
 
@@ -334,7 +334,7 @@ class Scanner:
             if self._moved_or_linked(other, found):
                 self._same_attributes(other, found.status)
                 if self._depth is Depth.CHANGED:
-                    self._compare_xattrs(other, found)
+                    self._compare_xattrs(other, found.directory, found.name)
                 if found.kind is trees.Kind.DIR:
                     self._queue.append((other, None, True))
                 else:
@@ -426,11 +426,9 @@ class Scanner:
             found.target,
         )
         self._shadow.bind(file_id, status.st_ino)
-        there = rereader.list_xattrs(found.directory, found.name)
-        if there:
-            self._log_xattrs(file_id, there, {})
-        if there or self._contents.sole_source:
-            self._contents.known[file_id] = Known(NEVER, xattrs=there)
+        self._compare_xattrs(file_id, found.directory, found.name)
+        if self._contents.sole_source:
+            self._contents.known[file_id] = Known(NEVER)
         return file_id
 
     # ---- content

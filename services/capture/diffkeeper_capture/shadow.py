@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from blake3 import blake3
+
 from diffkeeper.domain import deltas, trees
 from diffkeeper.domain.deltas import FIRST_FREE_ID, ROOT_ID, Delta, Op
 from diffkeeper_capture.framer import FrameSink
 
 # Names under which entries wait while a comparison finds out where they went. Too odd to be anybody's own.
 PARKED = b".diffkeeper-parked-%d"
+
+_DIGEST_BYTES = 16
 
 _OP_OF = {
     trees.Kind.FILE: Op.CREATE,
@@ -38,6 +42,7 @@ class Shadow:
         "tree",
         "unmapped",
         "unverified",
+        "xattrs",
     )
 
     def __init__(self, sink: FrameSink, tree: trees.Tree | None = None) -> None:
@@ -52,6 +57,8 @@ class Shadow:
         self.guessed: set[int] = set()
         # Ids whose mode and owner were guessed, because they were not there any more when they were looked at.
         self.unverified: set[int] = set()
+        # Digests of the values of extended attributes that were logged since this shadow was begun.
+        self.xattrs: dict[int, dict[bytes, bytes]] = {}
         # Called with an id whose last name is gone, while its inode is still known.
         self.on_forget: list[Callable[[int], None]] = []
 
@@ -152,8 +159,18 @@ class Shadow:
         if changes:
             self._put(Delta(Op.ATTR, file_id, args=(changes,), at_us=at_us))
 
-    def change_xattr(self, file_id: int, name: bytes, value: bytes | None, at_us: int) -> None:
+    def change_xattr(self, file_id: int, name: bytes, value: bytes | None, at_us: int) -> bool:
+        """Log a value, or None for none; False when the log has that value already."""
+        there = self.xattrs.setdefault(file_id, {})
+        if value is None:
+            there.pop(name, None)
+        else:
+            digest = blake3(value).digest(length=_DIGEST_BYTES)
+            if there.get(name) == digest:
+                return False
+            there[name] = digest
         self.sink.add(Delta(Op.XATTR, file_id, args=(name, value), at_us=at_us))
+        return True
 
     def truncate(self, file_id: int, size: int, at_us: int) -> None:
         self.sink.add(Delta(Op.TRUNCATE, file_id, size, at_us=at_us))
@@ -178,6 +195,7 @@ class Shadow:
         self.unbind(file_id)
         self.unmapped.discard(file_id)
         self.unverified.discard(file_id)
+        self.xattrs.pop(file_id, None)
         return file_id
 
 
