@@ -50,7 +50,9 @@ class Agent:
 
 
 def start(root: Path, seed: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-I", "-S", "-B", str(PROGRAM), str(root), str(seed), str(SECONDS)])
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-B", str(PROGRAM), str(root), str(seed), str(SECONDS)]
+    )
 
 
 @pytest.mark.parametrize("programs", [1, 2, 3])
