@@ -72,10 +72,20 @@ class Durability:
 
     def oldest_unsafe_us(self) -> int | None:
         """When the oldest change that is not safe was made, in unix microseconds."""
+        self._forget_confirmed()
         safe = self.safe()
-        while self._unsafe and self._unsafe[0][0] <= safe:
+        return next((at_us for position, at_us in self._unsafe if position > safe), None)
+
+    def _forget_confirmed(self) -> None:
+        """What no site has confirmed stays listed, also while the stream counts as safe because no other site
+        is known: the first word of one may speak of less than the stream holds. Too many lose those behind
+        the oldest.
+        """
+        remote = self.remote()
+        while self._unsafe and self._unsafe[0][0] <= remote:
             self._unsafe.popleft()
-        return self._unsafe[0][1] if self._unsafe else None
+        if not self.confirmed and len(self._unsafe) > HASHES_KEPT:
+            del self._unsafe[1]
 
     def remote(self) -> positions.Position:
         """The furthest position that another site has confirmed."""
@@ -135,7 +145,7 @@ class Durability:
         return True
 
     def _tell(self) -> None:
-        self.oldest_unsafe_us()  # keeps that list short
+        self._forget_confirmed()
         if not self._waiters:
             return
         still: list[tuple[positions.Position, Level, asyncio.Future[None]]] = []
