@@ -26,6 +26,7 @@ class CopyingTwin:
         self._directory = folder
         self._program: subprocess.Popen[bytes] | None = None
         self._copies = 0
+        self._asked = 0
 
     def run(
         self, volume: str, site: str, path: Path, command: Sequence[str], durability: str, log: Path
@@ -40,7 +41,9 @@ class CopyingTwin:
         return self
 
     def volume(self, volume: str) -> dict[str, Any]:
-        return {"lag": {"ms": self._lag_ms, "age_ms": 0}}
+        self._asked += 1
+        confirmed = {site: f"1.{self._asked}" for site in self.sites}
+        return {"lag": {"ms": self._lag_ms, "age_ms": 0}, "positions": {"confirmed": confirmed}}
 
     def kill_site(self, site: str) -> None:
         assert self._program is not None, "a site is killed after its program was started"

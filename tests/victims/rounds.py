@@ -106,9 +106,14 @@ class Arena:
         """Kill the leading site in the middle of a load, fail over, look, and bring the lost site back."""
         self._round += 1
         moment = random.Random(seed).random() * KILL_AFTER_MAX_S
+        before = self._confirmed()
         with Watch(self.trial) as watch:
             with self._load(seed) as clients, self.victim.side_load():
                 clients.wait_for(acknowledged=WARM_UP)
+                # What is tried is a volume at work, not the moments in which two sites find each other again.
+                victims.wait_until(
+                    f"{self.other} confirms", lambda: watch.confirms_beyond(before, self.other), 60
+                )
                 time.sleep(moment)
                 doomed = trial_deployments.working_below(self.paths[self.leader])
                 self.trial.kill_site(self.leader)
@@ -155,6 +160,9 @@ class Arena:
         self.history.settle(found)
         return Outcome(verdict, complaints, operation, unknown, report)
 
+    def _confirmed(self) -> str | None:
+        return _confirmed_by(self.trial.control().volume(VOLUME), self.other)
+
     def _death_us(self) -> int:
         """When the first client noticed; earlier rounds are settled and hold no unknown operation."""
         return min(op.end_us for op in self.history.all() if op.outcome is operations.Outcome.UNKNOWN)
@@ -188,6 +196,7 @@ class Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch")
         self._reports: list[Report] = []
+        self._volume: dict[str, Any] = {}
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -202,13 +211,23 @@ class Watch:
     def _look(self) -> None:
         while not self._stop.is_set():
             asked_us = operations.now_us()
-            lag = self._control.volume(VOLUME).get("lag")
+            volume = self._control.volume(VOLUME)
+            self._volume, lag = volume, volume.get("lag")
             if lag is not None and lag.get("ms") is not None:
                 self._reports.append(Report(asked_us, operations.now_us(), lag["ms"], lag.get("age_ms") or 0))
             self._stop.wait(STATUS_EVERY_S)
+
+    def confirms_beyond(self, position: str | None, site: str) -> bool:
+        """Whether ``site`` has confirmed something else than this position since."""
+        return _confirmed_by(self._volume, site) not in (None, position)
 
     def last_before(self, instant_us: int) -> Report:
         return max(
             (report for report in self._reports if report.answered_us <= instant_us),
             key=lambda report: report.asked_us,
         )
+
+
+def _confirmed_by(volume: dict[str, Any], site: str) -> str | None:
+    positions: dict[str, Any] = volume.get("positions") or {}
+    return (positions.get("confirmed") or {}).get(site)
