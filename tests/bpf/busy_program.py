@@ -1,4 +1,6 @@
-"""A program that does random things to files below a directory until its time is up: ``busy_program.py ROOT SEED SECONDS``."""
+"""A program that does random things to files below a directory until its time is up: ``busy_program.py
+ROOT SEED SECONDS``.
+"""
 
 import contextlib
 import os
