@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 from tests.support import brokers as support
+
+# A run that a shell started in the background ignores SIGINT, and what it starts would as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Small machines are slow and noisy: how long an example takes is not what these laws are about.
 hypothesis.settings.register_profile(

@@ -116,12 +116,13 @@ def _misplaced(orders: dict[str, Told], rows: list[Row]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def read_database(directory: Path) -> tuple[list[Row], str]:
+def read_database(directory: Path, work: Path | None = None) -> tuple[list[Row], str]:
     """The orders in a state directory, and what ``PRAGMA integrity_check`` says.
 
-    Works on a copy: to look must change nothing. The service must be idle while it is made.
+    Works on a copy (below ``work``, or the temporary directory): to look must change nothing. The service
+    must be idle while it is made.
     """
-    with tempfile.TemporaryDirectory(prefix="dk-check-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="dk-check-", dir=work) as scratch:
         for suffix in ("", "-wal"):
             source = directory / (DATABASE + suffix)
             if source.exists():
@@ -135,4 +136,4 @@ def read_database(directory: Path) -> tuple[list[Row], str]:
 
 
 def check(record: Path, directory: Path) -> Judgement:
-    return judge(told(records.read(record)), *read_database(directory))
+    return judge(told(records.read(record)), *read_database(directory, record.parent))

@@ -147,12 +147,14 @@ class Demo:
             if time.monotonic() - asked >= STATUS_EVERY_S:
                 asked = time.monotonic()
                 self._ask_status()
-            counts = self._load.counts()
-            rate = (counts.acknowledged - before) / max(1e-9, time.monotonic() - since)
-            self._view.look(
-                view.Look(counts.acknowledged, counts.unanswered, rate, self._volume, self._sites)
-            )
+            self._show((self._load.counts().acknowledged - before) / max(1e-9, time.monotonic() - since))
             time.sleep(TICK_S)
+
+    def _show(self, per_second: float) -> None:
+        counts = self._load.counts()
+        self._view.look(
+            view.Look(counts.acknowledged, counts.unanswered, per_second, self._volume, self._sites)
+        )
 
     def _ask_status(self) -> None:
         status = self._dkctl.ask("status", codes=(0, 1))
@@ -167,7 +169,10 @@ class Demo:
         """Until east has applied all that west wrote, so that there are two copies to compare."""
         deadline = time.monotonic() + FOLLOW_S
         while True:
-            volume = self._ask_volume()
+            self._ask_status()
+            self._show(0)
+            volume = self._volume
+            assert volume is not None, "the volume is known since its first run"
             east = next(one for one in volume["sites"] if one["site"] == EAST)
             captured = (volume["positions"] or {}).get("captured")
             # Positions count on across epochs, and the load has stopped: equal means everything.

@@ -35,7 +35,7 @@ def deployment(deployment_folder: Path) -> Iterator[trials.Trial]:
     try:
         with trials.Trial(directory) as trial:
             yield trial
-            print("at the end:", trial.control().status())
+            print("volumes at the end:", trial.control().status()["volumes"])
     except errors.DiffKeeperError as error:
         print_logs(directory)
         pytest.fail(f"{error.message}\n{error.hint}")

@@ -186,3 +186,30 @@ def test_what_went_in_is_replayed_whole() -> None:
         expected += data
     replay = Replay().apply_frames(made.cut(frames.Flag.BARRIER))
     assert replay.contents[2] == expected
+
+
+def test_a_barrier_over_nothing_but_marks_of_sync_calls_makes_no_frame() -> None:
+    made = framer()
+    tip = made.tip
+    for _ in range(3):
+        made.add(Delta(Op.BARRIER, 2, args=("fsync", 7), at_us=1_000_000))
+        assert made.cut(frames.Flag.BARRIER) == []
+    assert made.tip == tip
+    assert not made.changes_something
+
+
+def test_marks_of_sync_calls_travel_with_the_next_change_or_an_ordinary_cut() -> None:
+    mark = Delta(Op.BARRIER, 2, args=("fsync", 7), at_us=1_000_000)
+    made = framer()
+    made.add(mark)
+    made.add_write(2, 0, b"x", 1_000_001)
+    assert [delta.op for delta in deltas_of(made.cut(frames.Flag.BARRIER))] == [Op.BARRIER, Op.WRITE]
+    made.add(mark)
+    assert [delta.op for delta in deltas_of(made.cut())] == [Op.BARRIER]
+
+
+def test_other_flags_are_carried_by_a_frame_of_marks() -> None:
+    made = framer()
+    made.add(Delta(Op.BARRIER, 2, args=("fsync", 7), at_us=1_000_000))
+    (frame,) = made.cut(frames.Flag.BARRIER | frames.Flag.HANDOVER, successor="west")
+    assert frame.header.flags == frames.Flag.BARRIER | frames.Flag.HANDOVER

@@ -13,7 +13,7 @@ from types import TracebackType
 from tests.victims import operations, victims
 
 CLIENTS = 4
-RECONNECT_S = 0.05
+RECONNECT_S = 0.1
 PAYLOAD_MAX_BYTES = 1500
 # One in so many operations is sent only to be dropped by the program, so that *fail* is tested.
 ABORT_ONE_IN = 10
@@ -90,6 +90,8 @@ class Load:
                     number += 1
                     if not self._one(client, f"{prefix}.{number}", rng):
                         self.disconnected += 1
+                        # The listening socket of a killed program may close after its connections.
+                        self._stop.wait(RECONNECT_S)
                         break
                     if self._pause_s:
                         time.sleep(rng.random() * self._pause_s)

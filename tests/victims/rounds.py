@@ -42,12 +42,15 @@ class Outcome:
     operation: dict[str, Any]
     # Operations of this round that were sent and never answered.
     unknown: int
+    # The last lag reported before the kill.
+    report: Report | None = None
 
     def summary(self) -> str:
         timings = {step: round(ms) for step, ms in self.operation["timings_ms"].items() if ms is not None}
         return (
             f"{self.verdict.acknowledged} acknowledged, {len(self.verdict.lost_in_lag)} lost within the lag, "
-            f"{self.unknown} unknown of which {self.verdict.unknown_present} present; ms: {timings}"
+            f"{self.unknown} unknown of which {self.verdict.unknown_present} present; "
+            f"{self.report or 'planned'}; ms: {timings}"
         )
 
     def problems(self) -> list[str]:
@@ -119,7 +122,7 @@ class Arena:
         # At remote the program may wait in its first fsync for another site to confirm; and whatever the lost
         # site still holds must not come back with it.
         self.trial.start_site(self.leader)
-        outcome = self._look(operation, report.safe_until_us if self._durability == "observe" else None)
+        outcome = self._look(operation, report)
         self._swap()
         self.paths[self.other] = self.trial.wait_following(VOLUME, self.other)
         return outcome
@@ -131,7 +134,7 @@ class Arena:
             clients.wait_for(acknowledged=WARM_UP)
             operation = self.trial.failover(VOLUME, self.other)
             clients.wait_for(acknowledged=WARM_UP)
-        outcome = self._look(operation, None)
+        outcome = self._look(operation)
         self._swap()
         self.paths[self.other] = self.trial.wait_following(VOLUME, self.other)
         return outcome
@@ -139,15 +142,18 @@ class Arena:
     def _load(self, seed: int) -> load.Load:
         return load.Load(self.victim, self.history, f"r{self._round}", seed)
 
-    def _look(self, operation: dict[str, Any], safe_until_us: int | None) -> Outcome:
+    def _look(self, operation: dict[str, Any], report: Report | None = None) -> Outcome:
+        may_lose = report is not None and self._durability == "observe"
         victims.wait_ready(self.victim)
         self.paths[self.other] = Path(str(operation["result"]["path"]))
         found = self.victim.found()
-        verdict = operations.judge(self.history.all(), found, safe_until_us)
+        verdict = operations.judge(
+            self.history.all(), found, report.safe_until_us if report and may_lose else None
+        )
         complaints = self.victim.examine(self.paths[self.other])
         unknown = self.history.count(operations.Outcome.UNKNOWN)
         self.history.settle(found)
-        return Outcome(verdict, complaints, operation, unknown)
+        return Outcome(verdict, complaints, operation, unknown, report)
 
     def _death_us(self) -> int:
         """When the first client noticed; earlier rounds are settled and hold no unknown operation."""
@@ -165,6 +171,9 @@ class Report:
     answered_us: int
     lag_ms: float
     age_ms: float
+
+    def __str__(self) -> str:
+        return f"lag {self.lag_ms:.0f} ms, {self.age_ms:.0f} ms old"
 
     @property
     def safe_until_us(self) -> int:

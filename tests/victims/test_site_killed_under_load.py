@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.trial_deployments import deployment, deployment_folder
-from tests.victims import postgres_victim, redis_victim, rounds, sqlite_victim, victims
+from tests.victims import load, postgres_victim, redis_victim, rounds, sqlite_victim, victims
 
 from dkctl.bench import trials
 
@@ -72,8 +72,8 @@ def test_planned_handover_loses_nothing(
     print(f"  {outcome.summary()}")
     assert outcome.problems() == []
     assert outcome.operation["planned"] is True
-    # Four clients: a cut connection leaves one operation of each unanswered, at most.
-    assert outcome.unknown <= 4
+    # A handover cuts each connection once. A client may come back once more while the old program still closes.
+    assert outcome.unknown <= 2 * load.CLIENTS
 
 
 def _arena(name: str, trial: trials.Trial, folder: Path, durability: str) -> rounds.Arena:

@@ -49,14 +49,14 @@ class _Held:
 class Agent:
     """``open`` before use, ``close`` after; in between ``run`` in a task."""
 
-    def __init__(self, settings: AgentSettings, log: EventLog) -> None:
+    def __init__(self, settings: AgentSettings, log: EventLog, program_nice: int = 0) -> None:
         self._settings = settings
         self._directory = Path(settings.dir)
         self._gate_path = Path(settings.gate_socket or self._directory / "gate.sock")
         self._packer = ThreadPoolExecutor(1, thread_name_prefix="pack")
         self._builder = Builder(log, settings.spool_bytes, self._packer)
         self._gate_socket = GateSocket(self._gate_path, self._admit)
-        self._launcher = programs.Launcher(self._gate_path, self._directory / "programs")
+        self._launcher = programs.Launcher(self._gate_path, self._directory / "programs", program_nice)
         self._held: dict[str, _Held] = {}
         self._orders = asyncio.Lock()
         self._probe: RecordProbe | None = None
@@ -65,8 +65,7 @@ class Agent:
         self._next_slot = 1
         self._started_us = time.time_ns() // 1000
 
-    # ----------------------------------------------------------------------------------------------- its own
-    # life
+    # -- its own life ----------------------------------------------------------------------------------------
 
     def open(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -101,8 +100,7 @@ class Agent:
             self._probe.close()
         self._packer.shutdown()
 
-    # -----------------------------------------------------------------------------------------------------
-    # orders
+    # -- orders ----------------------------------------------------------------------------------------------
 
     async def attach(self, order: Order) -> dict[str, Any]:
         """Begin to capture; the volume's status. The same order again changes nothing."""
@@ -230,8 +228,7 @@ class Agent:
             await self._quiet(name)
             return answer
 
-    # -----------------------------------------------------------------------------------------------------
-    # status
+    # -- status ----------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         return {
@@ -253,8 +250,7 @@ class Agent:
         status["why_not_bpf"] = self.why_no_bpf if status["probe"] == "watch" else None
         return status
 
-    # ---------------------------------------------------------------------------------------------------
-    # plumbing
+    # -- plumbing --------------------------------------------------------------------------------------------
 
     def _capturing(self, name: str, or_ended: bool = False) -> VolumeCapture:
         held = self._held.get(name)

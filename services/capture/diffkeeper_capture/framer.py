@@ -1,10 +1,9 @@
 """From deltas to frames: the last step before the spool, and the only maker of this origin's hash chain.
 
-The framer keeps the columns of one open frame, seals it when its payload is large enough or when it is told
-to cut, and chains each sealed frame to the one before. A frame that filled up by itself is packed in a thread
-while capture goes on, and joins the chain when it is taken, in order. Times handed to it are CLOCK_MONOTONIC
-microseconds, as records carry them; it turns them into hybrid logical stamps. What a delta means is the
-observer's business; keeping frames safe is the spool's.
+The framer keeps the columns of one open frame, seals it when its payload is large enough or when it is told to cut, and
+chains each sealed frame to the one before. A frame that filled up by itself is packed in a thread while capture goes on, and
+joins the chain when it is taken, in order. Times handed to it are CLOCK_MONOTONIC microseconds, as records carry them; it
+turns them into hybrid logical stamps. What a delta means is the observer's business; keeping frames safe is the spool's.
 """
 
 from __future__ import annotations
@@ -57,6 +56,9 @@ class FrameSink(Protocol):
 
     def gap(self, cause: str, detail: str, file_id: int = 0, offset: int = 0, length: int = 0) -> None:
         """Say in the log that capture may be incomplete here."""
+
+
+_MARKS = bytes([deltas.Op.BARRIER])
 
 
 class Clock(Protocol):
@@ -120,6 +122,11 @@ class Framer:
         return len(self._columns.ops)
 
     @property
+    def changes_something(self) -> bool:
+        """Whether the open frame holds more than marks of sync calls, which nobody waits for."""
+        return bool(self._columns.ops.strip(_MARKS))
+
+    @property
     def is_packing(self) -> bool:
         """Whether full frames wait to be taken."""
         return bool(self._unchained)
@@ -177,11 +184,13 @@ class Framer:
     def cut(self, flags: frames.Flag = NO_FLAGS, successor: str = "") -> list[frames.Frame]:
         """Seal what is pending; every frame not yet taken, in order, the last of them with ``flags``.
 
-        With nothing pending and nothing to take, a BARRIER alone makes no frame: ``tip`` already covers it.
-        Other flags make an empty frame that carries them.
+        With nothing pending that changes something and nothing to take, a BARRIER alone makes no frame: ``tip``
+        already covers it. (A program that fsyncs a thousand clean files, as PostgreSQL does when it recovers, must
+        not wait for a thousand receipts.) Other flags make an empty frame that carries them.
         """
         waiting = bool(self._ready) or bool(self._unchained)
-        if self._columns.ops or flags & ~frames.Flag.BARRIER or (flags and waiting):
+        pending = self.changes_something if flags == frames.Flag.BARRIER else bool(self._columns.ops)
+        if pending or flags & ~frames.Flag.BARRIER or (flags and waiting):
             packed: Future[frames.Packed] = Future()
             packed.set_result(frames.pack(self._columns, self._compressor))
             self._close(packed, flags, successor)
@@ -202,9 +211,7 @@ class Framer:
         self._first_stamp = self._stamp = clocks.tick(self._stamp, self._clock.unix_us() - ago_us)
 
     def _within(self, at: int) -> int:
-        """Records of several processors may stand a little out of order in time; the log's order is
-        that of the ring.
-        """
+        """Records of several processors may stand a little out of order in time; the log's order is that of the ring."""
         return min(max(at, 0), _AT_US_MAX)
 
     def _full(self) -> None:

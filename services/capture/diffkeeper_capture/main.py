@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from diffkeeper import http, service, settings
@@ -11,6 +12,9 @@ from diffkeeper.log.nats_event_log import NatsEventLog
 from diffkeeper_capture.agent import Agent
 from diffkeeper_capture.agent_api import AgentApi
 from diffkeeper_capture.settings import AgentSettings
+
+# How long a thread that packs frames may keep the interpreter from the one that reads the ring.
+SWITCH_INTERVAL_S = 0.0005
 
 
 def main() -> None:
@@ -26,24 +30,28 @@ def main() -> None:
     service.run_service("diffkeeper-capture", serve)
 
 
-def _hurry(nice: int, scope: service.Scope) -> None:
-    """Ask for the processor before others: what is not read from the ring in time is a gap."""
-    if not nice:
-        return
-    # Not for the programs that this agent starts.
-    os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-    except PermissionError:
-        scope.log.warning("no right to a higher priority; a busy machine may cause gaps", nice=nice)
+def _hurry(nice: int, scope: service.Scope) -> int:
+    """Ask for the processor before others: what is not read from the ring in time is a gap. The priority before.
+
+    For every thread alike, so before there are others: one that is left behind while it holds the
+    interpreter's lock would hold up the one that hurries.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    if nice:
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
+        except PermissionError:
+            scope.log.warning("no right to a higher priority; a busy machine may cause gaps", nice=nice)
+    return before
 
 
 async def _serve(scope: service.Scope, loaded: AgentSettings) -> None:
-    _hurry(loaded.nice, scope)
+    program_nice = _hurry(loaded.nice, scope)
     token = settings.read_token(Path(loaded.token_file))
     secret = settings.read_token(Path(loaded.broker_secret_file))
     log = await NatsEventLog.connect(loaded.site, loaded.servers, password=secret, name="diffkeeper-capture")
-    agent = Agent(loaded, log)
+    agent = Agent(loaded, log, program_nice)
     try:
         agent.open()
         scope.spawn("drain", agent.run())

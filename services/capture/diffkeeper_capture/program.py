@@ -26,8 +26,12 @@ TAIL_BYTES = 2000
 
 
 # The wrapper is started with the program's environment, in which PYTHONPATH and the like are meant for the
-# program: so it runs isolated from them (-I), and finds itself where this agent found it.
-_BOOT = "import sys; sys.path[:0] = {paths!r}; from diffkeeper_capture.run_wrapper import main; main()"
+# program: so it runs isolated from them (-I), and finds itself where this agent found it. The agent's own
+# priority is not for programs.
+_BOOT = (
+    "import os, sys; os.setpriority(os.PRIO_PROCESS, 0, {nice}); sys.path[:0] = {paths!r}; "
+    "from diffkeeper_capture.run_wrapper import main; main()"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,10 @@ def _package_roots() -> list[str]:
     )
 
 
-def wrapper_argv(gate_socket: Path, volume: str, root: Path, level: Level, command: Command) -> list[str]:
-    words = [sys.executable, "-I", "-c", _BOOT.format(paths=_package_roots())]
+def wrapper_argv(
+    gate_socket: Path, volume: str, root: Path, level: Level, command: Command, nice: int
+) -> list[str]:
+    words = [sys.executable, "-I", "-c", _BOOT.format(paths=_package_roots(), nice=nice)]
     words += ["--agent-socket", str(gate_socket), "--volume", volume, "--root", str(root)]
     if level is Level.OBSERVE:
         words.append("--no-gate")  # nothing ever waits, so nothing needs to be stopped
@@ -65,7 +71,9 @@ def wrapper_argv(gate_socket: Path, volume: str, root: Path, level: Level, comma
 class Launcher:
     """Starts wrappers and reaps those that end while this agent lives."""
 
-    def __init__(self, gate_socket: Path, logs: Path) -> None:
+    def __init__(self, gate_socket: Path, logs: Path, nice: int) -> None:
+        """``nice``: the priority of programs, which the agent may have left for itself."""
+        self._nice = nice
         self._gate_socket = gate_socket
         self._logs = logs
         self._reapers: set[asyncio.Task[int]] = set()
@@ -75,7 +83,7 @@ class Launcher:
         """Start a wrapper; the task gives its exit code."""
         self._logs.mkdir(parents=True, exist_ok=True)
         path = self._logs / f"{volume}.log"
-        argv = wrapper_argv(self._gate_socket, volume, root, level, command)
+        argv = wrapper_argv(self._gate_socket, volume, root, level, command, self._nice)
         with path.open("ab") as output:
             begin = output.tell()
             process = await asyncio.create_subprocess_exec(

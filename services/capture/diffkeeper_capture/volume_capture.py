@@ -41,10 +41,12 @@ BASE_AHEAD_BYTES = 64 * 1024 * 1024
 # After a loss, files are re-read only when the ring has held for so long (a barrier does not wait for that):
 # reading while records are lost makes more of them be lost.
 CALM_S = 0.5
+# Marks of sync calls alone, which nobody waits for, are framed this late.
+MARKS_LINGER_S = 1.0
 # The stream is said to lag behind from here on, and frames are made larger.
 BEHIND_BYTES = 1024 * 1024
 # Each frame costs an fsync at every holder. While as many as these wait for theirs, frames get larger, not more.
-FEW_FRAMES = 4
+FEW_FRAMES = 2
 
 _log = structlog.get_logger("capture")
 
@@ -288,6 +290,8 @@ class VolumeCapture:
         """How old the oldest delta of an open frame may become before it is cut."""
         if self._drain is None:
             return 0
+        if not self.framer.changes_something:
+            return MARKS_LINGER_S * 1e6
         unsafe = self.framer.tip.position.sequence - self.durability.safe().sequence
         linger_s = self._drain.linger_s if unsafe < FEW_FRAMES else self._drain.linger_most_s
         return linger_s * 1e6

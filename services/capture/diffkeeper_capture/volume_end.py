@@ -115,7 +115,9 @@ async def stop_program(capture: VolumeCapture, gate_socket: GateSocket, grace_s:
 
 def _keep_tree(capture: VolumeCapture) -> Answer:
     path = capture.files.ended_tree_state(capture.order.epoch)
-    if not path.exists():
-        volume_state.save(path, capture.tree_state())
     tip = capture.framer.tip
+    kept = volume_state.load(path)
+    # An epoch in which nothing had been written may have ended before, and begun again.
+    if kept is None or kept.position != tip.position:
+        volume_state.save(path, capture.tree_state())
     return {"position": str(tip.position), "hash": tip.hash.hex(), "tree_state": str(path)}

@@ -147,7 +147,7 @@ class Lifecycle:
             await self._ensure_streams(volume)
             if captures:
                 volume = msgspec.structs.replace(volume, resume=(await self._end_capture(before)).resume)
-            elif not renew:
+            if not renew:
                 volume = _after_its_end(volume)
             volume = self._registry.put(volume)
             await self._attach(volume)

@@ -54,11 +54,28 @@ class Views:
         others = [site for site in self._embedded.sites if site != volume.leader]
         # With one other site there is only one that can hold what was confirmed, and it is the target.
         silent = self._monitor.silent_sites(others) if len(others) > 1 else []
-        return failover_requests.bound_loss(volume, heard.volume(volume.name), heard.age_ms, silent)
+        return failover_requests.bound_loss(volume, self._captured(volume), heard.age_ms, silent)
+
+    def _captured(self, volume: Volume) -> dict[str, Any] | None:
+        """What the leader's agent says; of a volume at rest, corrected by what replicas say of its end.
+
+        An agent that released a volume does not hear confirmations of it any more.
+        """
+        status = self._monitor.agent(volume.leader).volume(volume.name)
+        if status is None or status.get("state") != "released":
+            return status
+        replicas = (
+            self._monitor.replicator(site).volume(volume.name) or {}
+            for site in self._embedded.sites
+            if site != volume.leader
+        )
+        if any(replica.get("journalled") == status.get("captured") for replica in replicas):
+            return {**status, "lag": {"frames": 0, "bytes": 0, "ms": 0}}
+        return status
 
     def volume(self, volume: Volume) -> dict[str, Any]:
         heard = self._monitor.agent(volume.leader)
-        status = heard.volume(volume.name)
+        status = self._captured(volume)
         leader_state = self._monitor.leader_state(volume)
         state, detail = describe(volume, status, leader_state)
         base = _aged(status, "base", heard)

@@ -15,11 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
+import structlog
+
 from diffkeeper.domain import deltas, errors, frames
 from diffkeeper_replicator import safe_paths
 from diffkeeper_replicator.cursor import VolumeFiles
 from diffkeeper_replicator.directory import Directory
 from diffkeeper_replicator.journal import Journal
+
+_log = structlog.get_logger("replica")
 
 CHECKPOINT_BYTES = 256 * 1024 * 1024
 CHECKPOINT_S = 60.0
@@ -145,6 +149,8 @@ class Replayer:
         try:
             await self.in_thread(lambda: self._apply(run))
         except errors.Transient as error:
+            if self.trouble is None:
+                _log.warning(error.message, reason=error.reason, hint=error.hint)
             self.trouble = error
             self.moved.set()
             await asyncio.sleep(RETRY_S)
@@ -152,6 +158,9 @@ class Replayer:
             return False
         except errors.DiffKeeperError as error:
             self.trouble = error
+            _log.error(
+                error.message, reason=error.reason, hint=error.hint, applied=str(self.applied.position)
+            )
             self.moved.set()
             return False
         self._forget_applied()

@@ -130,20 +130,27 @@ class Trial:
         assert isinstance(operation, dict), "an operation is an object"
         return operation
 
-    def at_site(self, volume: str, site: str) -> dict[str, Any]:
-        """What the replicator of a site says about the volume; empty when it says nothing."""
-        status = self.control().volume(volume)
-        return next((one for one in status.get("sites", []) if one.get("site") == site), {})
-
     def wait_following(self, volume: str, site: str, timeout_s: float = 60.0) -> Path:
-        """Until the replica of a site follows with nothing behind; where it is."""
+        """Until the replica of a site follows and has confirmed all that was captured; where it is.
+
+        A replica alone cannot know how far it is behind while the link to the leader is down: only the leader's
+        agent, which hears its confirmations, can.
+        """
 
         def follows() -> bool:
-            one = self.at_site(volume, site)
-            return one.get("state") == "following" and (one.get("lag") or {}).get("frames") == 0
+            status = self.control().volume(volume)
+            one = _at(status, site)
+            confirmed = (status.get("positions") or {}).get("confirmed") or {}
+            behind = (status.get("lag") or {}).get("frames")
+            return one.get("state") == "following" and site in confirmed and behind == 0
 
         wait(f"{site} follows {volume}", follows, timeout_s)
-        return Path(str(self.at_site(volume, site)["path"]))
+        return Path(str(_at(self.control().volume(volume), site)["path"]))
+
+
+def _at(status: dict[str, Any], site: str) -> dict[str, Any]:
+    """What the replicator of a site says about a volume; empty when it says nothing."""
+    return next((one for one in status.get("sites", []) if one.get("site") == site), {})
 
 
 def wait(what: str, ready: Callable[[], bool], timeout_s: float) -> None:
