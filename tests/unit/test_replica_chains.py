@@ -19,6 +19,13 @@ CHAIN = (
     chains.Link("west", 2, tip("1.100")),
     chains.Link("east", 4, tip("2.150")),
 )
+# The leaders of epochs 2 and 3 died before anybody saw a frame of theirs.
+VOID = (
+    chains.Link("east", 1, START),
+    chains.Link("west", 2, tip("1.7")),
+    chains.Link("east", 3, tip("1.7")),
+    chains.Link("west", 4, tip("1.7")),
+)
 OPEN = (CHAIN[0], chains.Link("west", 2, None))
 
 
@@ -31,6 +38,10 @@ OPEN = (CHAIN[0], chains.Link("west", 2, None))
         (tip("2.101"), CHAIN, 1, tip("2.150")),
         (tip("2.150"), CHAIN, 2, None),
         (tip("4.151"), CHAIN, 2, None),
+        (tip("1.6"), VOID, 0, tip("1.7")),
+        (tip("1.7"), VOID, 3, None),
+        (tip("4.8"), VOID, 3, None),
+        (tip("1.7"), VOID[:2], 1, None),
         (tip("1.7"), OPEN, 0, None),
         (tip("2.8"), OPEN, 1, None),
     ],
@@ -58,6 +69,12 @@ def test_a_tip_that_is_not_on_the_chain_is_told_and_never_read_on_from(at: frame
     with pytest.raises(errors.Corrupt) as caught:
         chains.next_reading(at, CHAIN)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("at", [tip("2.8"), tip("3.8"), tip("1.7", 7)])
+def test_a_frame_of_a_reign_that_nobody_continued_is_told(at: frames.Tip) -> None:
+    with pytest.raises(errors.Corrupt, match="nothing was mixed"):
+        chains.next_reading(at, VOID)
 
 
 def test_without_a_chain_nothing_is_read() -> None:

@@ -48,7 +48,11 @@ def next_reading(tip: frames.Tip, chain: Sequence[Link]) -> Reading | None:
         if tip.position.epoch < link.epoch:
             if index > 0 and link.parent is not None and tip != link.parent:
                 raise _beyond(tip, link.parent, link)
-            return _reading(index, chain)
+            reading = _reading(index, chain)
+            if reading.end is None or reading.end.position.epoch >= link.epoch:
+                return reading
+            # The next reign continues what this one continued: its leader died before anybody saw a frame of it.
+            continue
         reading = _reading(index, chain)
         if reading.end is None or tip.position < reading.end.position:
             return reading
