@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 
 root, seed, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 os.chdir(root)
@@ -27,7 +28,7 @@ def write() -> None:
             file.write(os.urandom(choose.randrange(1, 3000)))
 
 
-acts = [
+acts: list[Callable[[], object]] = [
     write,
     write,
     write,
