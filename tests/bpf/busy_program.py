@@ -1,10 +1,13 @@
-"""A program that does random things to files below a directory until its time is up: ``busy_program.py ROOT SEED SECONDS``."""
+"""A program that does random things to files below a directory until its time is up: ``busy_program.py
+ROOT SEED SECONDS``.
+"""
 
 import contextlib
 import os
 import random
 import sys
 import time
+from collections.abc import Callable
 
 root, seed, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 os.chdir(root)
@@ -25,7 +28,7 @@ def write() -> None:
             file.write(os.urandom(choose.randrange(1, 3000)))
 
 
-acts = [
+acts: list[Callable[[], object]] = [
     write,
     write,
     write,

@@ -1,7 +1,7 @@
 """The exact probe and the observer together, on programs that race each other for the same few names.
 
-Records are drained late and in bursts, the first sight goes on while the programs work, and in the end the replay of the deltas is
-what is on disk.
+Records are drained late and in bursts, the first sight goes on while the programs work, and in the end the
+replay of the deltas is what is on disk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from tests.bpf.recording import Watched
 from tests.support.replays import Replay, snapshot
 from tests.support.sinks import ListSink
 
-from diffkeeper.domain import frames
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.records import NO_VOLUME, Record
 
@@ -82,29 +81,3 @@ def test_the_replay_is_what_is_on_disk(volume: Watched, programs: int, scan_amid
     replay = agent.finish()
     agent.observer.close()
     assert replay.snapshot(with_xattrs=True) == snapshot(volume.root, with_xattrs=True)
-    if programs == 1 and not scan_amid:
-        assert replay.gaps == []
-
-
-def test_one_program_drained_at_leisure_stays_exact_but_for_what_is_read(volume: Watched) -> None:
-    """A single writer's frames are worse than exact only for what its records cannot carry."""
-    agent = Agent(volume)
-    for _ in agent.observer.scan_base():
-        pass
-    agent.finish()
-    agent.observer.settle(agent.drain())
-    assert agent.sink.floor is frames.Fidelity.EXACT
-    agent.sink.fidelity = frames.Fidelity.EXACT
-    working = start(volume.root, 7)
-    try:
-        while working.poll() is None:
-            time.sleep(0.01)
-            agent.observer.settle(agent.drain())
-    finally:
-        working.kill()
-        working.wait()
-    replay = agent.finish()
-    agent.observer.close()
-    assert replay.gaps == []
-    assert replay.snapshot(with_xattrs=True) == snapshot(volume.root, with_xattrs=True)
-    assert agent.sink.fidelity <= frames.Fidelity.PAGE

@@ -119,7 +119,8 @@ class Naming:
         return self._doubts.explain(record.end_ns)
 
     def _deduce_directory(self, record: Record) -> int | None:
-        """The one directory of the volume whose inode number is not known yet: made, and moved before it was looked at.
+        """The one directory of the volume whose inode number is not known yet: made, and moved before it was
+        looked at.
 
         With several of them nothing can be said, and the disk has to be asked once the ring is empty.
         """
@@ -341,7 +342,9 @@ class Naming:
         resolved = self._resolver.target(base, path)
         file_id = self._must_be_known(record, self._placed(record, base, path, resolved))
         self._truncated_ns = record.end_ns
-        if isinstance(resolved, Place | Lost) and (file_id is None or not self._doubts.is_news(record.end_ns)):
+        if isinstance(resolved, Place | Lost) and (
+            file_id is None or not self._doubts.is_news(record.end_ns)
+        ):
             # It may have been another file: what changed since it was read is read again.
             self._doubts.everything = self._doubts.everywhere_content = True
         elif file_id is not None and self._is_uncertain(record):

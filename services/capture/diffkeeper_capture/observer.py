@@ -443,7 +443,9 @@ class Observer:
         yield 1
 
     def _compare_everything(self, doubts: Doubts, depth: Depth) -> Iterator[int]:
-        """A walk over all directories. What it had to put off may have hidden some: then it is walked again."""
+        """A walk over all directories. What it had to put off may have hidden some: then it is walked
+        again.
+        """
         self._walks += 1
         self.scanner.sightings.is_impatient = self._walks >= WALKS_MAX or self.contents.sole_source
         yield from self.scanner.compare({ROOT_ID: None}, deep=True, depth=depth)

@@ -182,6 +182,8 @@ class Scanner:
                     self._same_attributes(ROOT_ID, status)
                 listed = [os.fsencode(name) for name in os.listdir(fd)] if names is None else sorted(names)
                 for looked, name in enumerate(listed, 1):
+                    if not self._shadow.is_directory(directory):
+                        return  # a record removed it meanwhile
                     yield from self._name(directory, fd, name, deep)
                     if looked % ENTRIES_A_STEP == 0:
                         yield ENTRIES_A_STEP * ENTRY_COST
@@ -257,7 +259,9 @@ class Scanner:
             return Absence.GONE
         except OSError as error:
             if error.errno == errno.EINVAL:
-                return self._look(directory, fd, name)  # a link when it was looked at, and none when it was read
+                return self._look(
+                    directory, fd, name
+                )  # a link when it was looked at, and none when it was read
             self._tell(directory, name, f"unreadable ({error.strerror})")
             return Absence.HIDDEN
         return Found(directory, name, status, kind, fd, target)

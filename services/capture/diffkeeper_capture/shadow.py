@@ -55,7 +55,8 @@ class Shadow:
         self.unmapped: set[int] = set(self.tree.nodes)
         # Ids whose inode was looked up after their call: something else may have taken the name by then.
         self.guessed: set[int] = set()
-        # Ids whose mode and owner were guessed, because they were not there any more when they were looked at.
+        # Ids whose mode and owner were guessed, because they were not there any more when they were looked
+        # at.
         self.unverified: set[int] = set()
         # Digests of the values of extended attributes that were logged since this shadow was begun.
         self.xattrs: dict[int, dict[bytes, bytes]] = {}
