@@ -42,7 +42,7 @@ class CopyingTwin:
 
     def volume(self, volume: str) -> dict[str, Any]:
         self._asked += 1
-        confirmed = {site: f"1.{self._asked}" for site in self.sites}
+        confirmed = dict.fromkeys(self.sites, f"1.{self._asked}")
         return {"lag": {"ms": self._lag_ms, "age_ms": 0}, "positions": {"confirmed": confirmed}}
 
     def kill_site(self, site: str) -> None:
