@@ -10,8 +10,11 @@ import hypothesis
 import pytest
 from tests.support import brokers as support
 
-# A run that a shell started in the background ignores SIGINT, and what it starts would as well.
+# A run in the background, or under nohup, ignores some signals, and what it starts would as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 # Small machines are slow and noisy: how long an example takes is not what these laws are about.
 hypothesis.settings.register_profile(
