@@ -142,7 +142,8 @@ class Trial:
             one = _at(status, site)
             confirmed = (status.get("positions") or {}).get("confirmed") or {}
             behind = (status.get("lag") or {}).get("frames")
-            return one.get("state") == "following" and site in confirmed and behind == 0
+            complete = one.get("state") == "following" and one.get("base_complete")
+            return bool(complete) and site in confirmed and behind == 0
 
         wait(f"{site} follows {volume}", follows, timeout_s)
         return Path(str(_at(self.control().volume(volume), site)["path"]))
