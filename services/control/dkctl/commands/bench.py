@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -107,6 +108,9 @@ def failover(sizes_mb: tuple[int, ...], full: bool, rounds: int, work: Path | No
 @contextlib.contextmanager
 def _folder(work: Path | None) -> Iterator[Path]:
     """A folder that an unprivileged server can reach too; removed at the end."""
+    # To be asked to end is the same as Ctrl-C: what was started is stopped.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="dk-bench-", dir=work))
     folder.chmod(0o755)
     try:
