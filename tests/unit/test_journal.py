@@ -214,3 +214,26 @@ def test_cutting_a_tail_leaves_exactly_what_comes_before(tmp_path: Path, keep: i
     again = Journal.open(tmp_path, segment_bytes=3_000)
     assert _hashes(again) == [frame.hash for frame in made]
     again.close()
+
+
+class _JournalThatGrowsAtTheEnd(Journal):
+    """Frames of ``later`` are appended right after a reader has found that there is nothing more."""
+
+    later: list[frames.Frame] = []  # noqa: RUF012
+
+    def _find(self, sequence: int) -> tuple[journals._Segment, int] | None:
+        place = super()._find(sequence)
+        if place is None and self.later:
+            self.append([self.later.pop(0)])
+        return place
+
+
+def test_a_frame_appended_while_a_reader_is_at_the_end_is_not_missing(tmp_path: Path) -> None:
+    first, second = _frames(2)
+    journal = _JournalThatGrowsAtTheEnd.open(tmp_path)
+    assert isinstance(journal, _JournalThatGrowsAtTheEnd)
+    journal.append([first])
+    journal.later = [second]
+    assert [frame.position for frame in journal.frames_after(positions.START)] == [first.position]
+    assert [frame.position for frame in journal.frames_after(first.position)] == [second.position]
+    journal.close()

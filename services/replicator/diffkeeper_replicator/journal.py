@@ -167,7 +167,12 @@ class Journal:
     def frames_from(self, sequence: int) -> Iterator[frames.Frame]:
         """The same from a sequence on, whatever its epoch."""
         tip: frames.Tip | None = frames.ORIGIN_TIP if sequence == 1 else None
-        while (place := self._find(sequence)) is not None:
+        while True:
+            # Before looking: frames that are appended meanwhile are not missing.
+            last = self.tip.position.sequence
+            place = self._find(sequence)
+            if place is None:
+                break
             segment, offset = place
             with open(segment.path, "rb", buffering=0) as file:
                 while offset < segment.end:
@@ -178,7 +183,7 @@ class Journal:
                     offset += HEAD_BYTES + record.wire_bytes
                     sequence += 1
                     yield frame
-        if sequence <= self.tip.position.sequence:
+        if sequence <= last:
             raise _damaged(self._directory, 0, f"frame number {sequence} is missing")
 
     def cut_after(self, position: positions.Position) -> None:
