@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -42,6 +44,8 @@ class CaptureRig:
         self.origin = volumes.Origin("v", "east")
         self._url = ""
         self._programs: list[subprocess.Popen[str]] = []
+        # Programs that the agent started; they outlive it, as they should, but not the test.
+        self._started: list[int] = []
 
     async def open(self) -> None:
         await self.brokers.start("east")
@@ -49,6 +53,9 @@ class CaptureRig:
         self.session = aiohttp.ClientSession()
 
     async def close(self) -> None:
+        for pid in self._started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for process in (*self._programs, self.agent):
             if process is not None and process.poll() is None:
                 process.kill()
@@ -104,9 +111,12 @@ class CaptureRig:
         await asyncio.to_thread(self.agent.wait, 20)
 
     async def call(self, method: str, path: str, body: Any = None, timeout_s: float = 60.0) -> Any:
-        return await http.call(
+        answer = await http.call(
             self.session, method, self._url + path, token=TOKEN, body=body, timeout_s=timeout_s
         )
+        if path.endswith("/start"):
+            self._started.append(answer["pid"])
+        return answer
 
     async def attach(self, **changes: Any) -> Any:
         body = {"path": str(self.volume), "epoch": 1, "parent": FIRST, "durability": "site", **changes}
