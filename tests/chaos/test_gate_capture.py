@@ -257,7 +257,7 @@ async def test_a_started_program_gets_its_own_environment_and_nothing_of_ours(ri
     (rig.base / "its" / "json").mkdir(parents=True)
     (rig.base / "its" / "json" / "__init__.py").write_text("raise SystemExit('not for the wrapper')")
     given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(rig.base / "its"), "ORDER": "7"}
-    body = {"argv": ["sh", "-c", f"env > {rig.volume}/env; sleep 60"], "env": given}
+    body = {"argv": ["sh", "-c", f"env > {rig.volume}/env; exec sleep 60"], "env": given}
     await rig.call("POST", "/v1/volumes/v/start", body)
 
     async def told() -> bool:
