@@ -12,7 +12,17 @@ from diffkeeper.domain import errors
 from diffkeeper_control import failover_requests, registry
 from diffkeeper_control.failover_requests import Asked, LeaderState, Loss, Seen
 
-COMPLETE = {"volume": "orders", "base_complete": True, "state": "following"}
+COMPLETE = {
+    "volume": "orders",
+    "role": "follow",
+    "epoch": 1,
+    "leader": "east",
+    "path": None,
+    "base_complete": True,
+    "state": "following",
+}
+# As it comes back: what it did before, and not yet what is wanted of it.
+RETURNED = {**COMPLETE, "role": "lead", "leader": "west", "base_complete": False, "state": "leading"}
 BEHIND = {"lag": {"frames": 3, "bytes": 4096, "ms": 12}}
 
 
@@ -119,6 +129,8 @@ def test_loss_of_a_leader_never_heard_is_not_claimed_to_be_known() -> None:
     [
         (None, "target-not-ready"),
         ({**COMPLETE, "base_complete": False}, "target-not-ready"),
+        (RETURNED, "target-not-ready"),
+        ({**RETURNED, "base_complete": True}, "target-not-ready"),
         ({**COMPLETE, "state": "failed", "error": "bad frame"}, "target-not-ready"),
         ({**COMPLETE, "state": "stalled"}, "target-not-ready"),
     ],
@@ -139,3 +151,21 @@ def test_program_that_did_not_run_is_not_started_by_moving_its_files() -> None:
     assert not failover_requests.accept(resting, WEST, seen(resting, LeaderState.ALIVE), 2).start
     unstarted = replace(WEST, start=False)
     assert not failover_requests.accept(orders(), unstarted, seen(orders(), LeaderState.ALIVE), 2).start
+
+
+@pytest.mark.parametrize(
+    ("target", "coming"),
+    [
+        (None, True),
+        (RETURNED, True),
+        ({**COMPLETE, "base_complete": False, "state": "waiting"}, True),
+        ({**COMPLETE, "base_complete": False}, False),
+        ({**COMPLETE, "state": "failed"}, False),
+    ],
+)
+def test_only_a_target_that_becomes_ready_by_itself_is_waited_for(
+    target: dict[str, Any] | None, coming: bool
+) -> None:
+    what = seen(orders(), LeaderState.DEAD, target)
+    assert failover_requests.is_on_its_way(orders(), WEST, what) is coming
+    assert not failover_requests.is_on_its_way(orders(), WEST, replace(what, target_running=False))

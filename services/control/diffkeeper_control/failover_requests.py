@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffkeeper.domain import errors, receipts, volumes
-from diffkeeper_control import admissions, failover, registry
+from diffkeeper_control import admissions, failover, registry, roles
 
 
 class LeaderState(enum.Enum):
@@ -133,6 +133,16 @@ def accept(volume: registry.Volume, asked: Asked, seen: Seen, epoch: int) -> fai
     )
 
 
+def is_on_its_way(volume: registry.Volume, asked: Asked, seen: Seen) -> bool:
+    """Whether a target that is not ready becomes so by itself: it has just started, or opens its directory."""
+    if not seen.target_running:
+        return False
+    replica = seen.target
+    if replica is None or not roles.is_met(volume, asked.to, replica):
+        return True
+    return replica.get("state") == "waiting"
+
+
 def _loss_accepted(asked: Asked, seen: Seen) -> bool:
     return asked.force or asked.accept_loss or seen.loss.acknowledged_writes == 0
 
@@ -153,6 +163,14 @@ def _check_target(volume: registry.Volume, asked: Asked, seen: Seen) -> None:
             hint=f"dkctl status {volume.name}",
             site=asked.to,
             state="unknown",
+        )
+    if not roles.is_met(volume, asked.to, replica):
+        raise errors.Refused(
+            f"site {asked.to} has not taken up its role for volume {volume.name} since it came back",
+            reason="target-not-ready",
+            hint=f"wait until dkctl status {volume.name} shows that it follows",
+            site=asked.to,
+            state=str(replica.get("state")),
         )
     if not replica.get("base_complete"):
         raise errors.Refused(

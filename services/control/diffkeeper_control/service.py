@@ -29,6 +29,9 @@ from diffkeeper_control.views import Views
 
 # A site that is to be killed is asked once more who runs there, but never waited for.
 LAST_LOOK_S = 0.15
+# A site that has just come back is given this long to take up its role before a failover to it is refused.
+TARGET_WAIT_S = 10.0
+TARGET_LOOK_S = 0.1
 
 _log = structlog.get_logger("control")
 
@@ -86,24 +89,36 @@ class ControlService:
 
     async def begin_failover(self, name: str, asked: Asked) -> Operation:
         """Accept and start a failover, or refuse it with nothing changed."""
-        async with self.lifecycle.lock(name):
-            volume = self.registry.get(name)
-            known = [site for site in (volume.leader, asked.to) if site in self.embedded.sites]
-            await asyncio.gather(*(self.monitor.look(site) for site in known))
-            seen = failover_requests.Seen(
-                sites=self.embedded.sites,
-                leader=self.monitor.leader_state(volume),
-                loss=self.views.loss_bound(volume),
-                target_running=asked.to in self.embedded.sites and not self.embedded.is_stopped(asked.to),
-                target=self.monitor.replicator(asked.to).volume(name)
-                if self.monitor.replicator(asked.to).fresh
-                else None,
-            )
-            plan = failover_requests.accept(volume, asked, seen, volume.highest_epoch + 1)
-            detect_ms = None if plan.planned else self.monitor.took_to_notice_ms(volume.leader)
-            operation = self.coordinator.begin(plan, seen.loss, detect_ms)
-            self.coordinator.start(operation)
-            return operation
+        until = time.monotonic() + min(asked.timeout_s, TARGET_WAIT_S)
+        while True:
+            async with self.lifecycle.lock(name):
+                volume = self.registry.get(name)
+                seen = await self._look_before_failover(volume, asked)
+                try:
+                    plan = failover_requests.accept(volume, asked, seen, volume.highest_epoch + 1)
+                except errors.Refused as refusal:
+                    coming = failover_requests.is_on_its_way(volume, asked, seen)
+                    if refusal.reason != "target-not-ready" or not coming or time.monotonic() >= until:
+                        raise
+                else:
+                    detect_ms = None if plan.planned else self.monitor.took_to_notice_ms(volume.leader)
+                    operation = self.coordinator.begin(plan, seen.loss, detect_ms)
+                    self.coordinator.start(operation)
+                    return operation
+            # Outside of the lock, for it is the reconciler that tells the target its role.
+            await asyncio.sleep(TARGET_LOOK_S)
+
+    async def _look_before_failover(self, volume: registry.Volume, asked: Asked) -> failover_requests.Seen:
+        known = [site for site in (volume.leader, asked.to) if site in self.embedded.sites]
+        await asyncio.gather(*(self.monitor.look(site) for site in known))
+        target = self.monitor.replicator(asked.to)
+        return failover_requests.Seen(
+            sites=self.embedded.sites,
+            leader=self.monitor.leader_state(volume),
+            loss=self.views.loss_bound(volume),
+            target_running=asked.to in self.embedded.sites and not self.embedded.is_stopped(asked.to),
+            target=target.volume(volume.name) if target.fresh else None,
+        )
 
     async def stop_site(self, site: str, *, kill: bool) -> None:
         if kill:
