@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 import structlog
 
@@ -33,7 +34,7 @@ class Durability:
         self.confirmed: dict[str, positions.Position] = {}
         self.forks = 0
         self._volume = volume
-        self._site = site
+        self.site = site
         self._epoch = epoch
         self._parent = parent
         self._hashes: OrderedDict[positions.Position, bytes] = OrderedDict({parent.position: parent.hash})
@@ -41,6 +42,9 @@ class Durability:
         self._unsafe: deque[tuple[positions.Position, int]] = deque()
         self._waiters: list[tuple[positions.Position, Level, asyncio.Future[None]]] = []
         self._failure: errors.DiffKeeperError | None = None
+        # Whether this site may still acknowledge alone: another one may have been given the volume. At level
+        # ``remote`` that is for those who confirm to say.
+        self.may_acknowledge: Callable[[], bool] = lambda: True
 
     def sealed(self, frame: frames.Frame) -> None:
         """A frame of ours exists; its hash is what others must confirm."""
@@ -60,7 +64,7 @@ class Durability:
 
     def note_confirmed(self, confirmation: Confirmation) -> None:
         """Take a replicator's word, or leave it when it speaks of a log that is not ours."""
-        if confirmation.site == self._site or not self._is_ours(confirmation):
+        if confirmation.site == self.site or not self._is_ours(confirmation):
             return
         if confirmation.position > self.confirmed.get(confirmation.site, positions.START):
             self.confirmed[confirmation.site] = confirmation.position
@@ -96,7 +100,7 @@ class Durability:
             return True
         if self.spooled < position or self.stored < position:
             return False
-        return level is Level.SITE or self.remote() >= position
+        return self.may_acknowledge() if level is Level.SITE else self.remote() >= position
 
     async def reach(self, tip: frames.Tip, level: Level) -> Receipt:
         """Wait for the level; raises what ended the capture."""
@@ -116,8 +120,8 @@ class Durability:
         )
 
     def holders(self, position: positions.Position) -> tuple[str, ...]:
-        held = [f"spool:{self._site}"] if self.spooled >= position else []
-        held += [f"stream:{self._site}"] if self.stored >= position else []
+        held = [f"spool:{self.site}"] if self.spooled >= position else []
+        held += [f"stream:{self.site}"] if self.stored >= position else []
         return (*held, *(f"replica:{site}" for site, at in sorted(self.confirmed.items()) if at >= position))
 
     def fail(self, error: errors.DiffKeeperError) -> None:
@@ -127,6 +131,10 @@ class Durability:
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # a waiter that left already must not be reported as forgotten
+
+    def note_lease(self) -> None:
+        """The lease is held again."""
+        self._tell()
 
     def _is_ours(self, confirmation: Confirmation) -> bool:
         position = confirmation.position

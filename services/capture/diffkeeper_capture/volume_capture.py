@@ -16,8 +16,9 @@ from typing import Any
 
 import structlog
 
-from diffkeeper.domain import errors, frames, trees
+from diffkeeper.domain import errors, frames, leases, trees
 from diffkeeper.domain.receipts import Level, Receipt
+from diffkeeper.leases.lease_store import LeaseStore
 from diffkeeper.log.event_log import EventLog
 from diffkeeper_capture import records
 from diffkeeper_capture.drain_loop import DrainLoop
@@ -25,6 +26,7 @@ from diffkeeper_capture.durability import Durability
 from diffkeeper_capture.framer import Framer
 from diffkeeper_capture.gate import Call, Gate
 from diffkeeper_capture.gate_socket import Program
+from diffkeeper_capture.lease_keeper import LeaseKeeper
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.patient_barriers import PatientBarriers
 from diffkeeper_capture.publisher import Publisher
@@ -82,6 +84,8 @@ class VolumeCapture:
         self.state = "scanning"
         self.error: errors.DiffKeeperError | None = None
         self.program: Program | None = None
+        # Where another site may take over by itself: the right to reign, which is renewed as long as frames move.
+        self.lease: LeaseKeeper | None = None
         self.durability = parts.durability
         self.framer = parts.framer
         self.observer = parts.observer
@@ -393,6 +397,22 @@ class VolumeCapture:
         self.shipper.sync_soon()
         self.state = "released"
         self._stop_taking()
+
+    async def keep_lease(self, store: LeaseStore, ttl_ms: int) -> None:
+        """Reign only as long as the lease is held; until cancelled."""
+        order = self.order
+        lease = leases.Lease(order.volume, order.epoch, self.durability.site, ttl_ms)
+        self.lease = LeaseKeeper(store, lease, self._stored_behind, self.durability.note_lease)
+        self.durability.may_acknowledge = lambda: self.lease is None or self.lease.held
+        try:
+            await self.lease.run()
+        except Exception as error:  # noqa: BLE001
+            # Lost to another site, or a defect: either way nobody renews it any more.
+            self._break(error)
+
+    def _stored_behind(self) -> tuple[int, bool]:
+        stored = self.durability.stored
+        return stored.sequence, self.durability.spooled > stored
 
     def close(self) -> None:
         if self._watch is not None:

@@ -33,6 +33,8 @@ class Order:
     policy: UnmetPolicy
     tree_state: Path | None
     probe: str  # auto, bpf or watch
+    # The time of the lease this reign needs; None where no other site takes over by itself.
+    lease_ttl_ms: int | None = None
 
 
 class Reign(msgspec.Struct, frozen=True):

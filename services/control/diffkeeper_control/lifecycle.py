@@ -17,9 +17,10 @@ import msgspec
 import structlog
 
 from diffkeeper.domain import errors, positions, receipts
-from diffkeeper_control import admissions, programs, registry, roles, streams
+from diffkeeper_control import admissions, programs, registry, streams
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.hands import SiteHands
+from diffkeeper_control.lease_office import FIRST_GRANT_TIMEOUT_S
 from diffkeeper_control.monitor import Monitor
 from diffkeeper_control.registry import Command, Reign, Resume, State, Volume
 
@@ -191,7 +192,7 @@ class Lifecycle:
                 await self._attach(volume)
 
     async def _attach(self, volume: Volume) -> None:
-        await self._embedded.clients[volume.leader].agent.attach(volume.name, roles.attach_body(volume))
+        await self._hands.begin_capture(volume, timeout_s=FIRST_GRANT_TIMEOUT_S)
         await self._monitor.look(volume.leader)
 
     async def _tell_roles(self, volume: Volume) -> None:

@@ -11,10 +11,11 @@ import asyncio
 import os
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffkeeper import http, nats_server
-from diffkeeper.domain import errors
+from diffkeeper.domain import errors, leases
 from diffkeeper.service import Scope, run_service
 from diffkeeper_control import deployment, settings, sites
 from diffkeeper_control.api import Api
@@ -25,10 +26,25 @@ from diffkeeper_control.service import ControlService
 DEFAULT_SITES = ["east", "west"]
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What was asked for; None leaves it as it is, or at its default."""
+
+    sites: list[str] | None
+    nodes: int | None
+    auto_failover: bool | None
+    lease_ttl_ms: int | None
+
+
 def main() -> None:
     options = _parse()
     layout = Layout(Path(os.path.realpath(options.dir)))
-    wanted = options.sites.split(",") if options.sites else None
+    wanted = Wanted(
+        options.sites.split(",") if options.sites else None,
+        options.nodes,
+        options.auto_failover,
+        options.lease_ttl_ms,
+    )
 
     async def serve(scope: Scope) -> None:
         lock = DirLock(layout)
@@ -46,10 +62,21 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--dir", required=True, metavar="DIR", help="where everything is kept")
     parser.add_argument("--sites", metavar="NAMES", help="comma-separated; east,west for a new deployment")
+    parser.add_argument(
+        "--nodes", type=int, metavar="N", help="brokers a site: 1, 3 or 5; 1 for a new deployment"
+    )
+    parser.add_argument(
+        "--auto-failover",
+        action=argparse.BooleanOptionalAction,
+        help="give a volume whose leader is silent to another site; needs three sites",
+    )
+    parser.add_argument(
+        "--lease-ttl-ms", type=int, metavar="MS", help=f"how long that silence lasts; {leases.DEFAULT_TTL_MS}"
+    )
     return parser.parse_args()
 
 
-async def _serve(scope: Scope, layout: Layout, wanted: list[str] | None) -> None:
+async def _serve(scope: Scope, layout: Layout, wanted: Wanted) -> None:
     note = _open(layout, wanted)
     async with sites.open_session() as session:
         embedded = Embedded(layout, note, session)
@@ -65,19 +92,30 @@ async def _serve(scope: Scope, layout: Layout, wanted: list[str] | None) -> None
                     await embedded.stop_all()
                 raise
             reconciling = scope.spawn("reconcile", service.reconciler.run())
+            watching = scope.spawn("watch leases", service.watchman.run())
             scope.ready(dir=str(layout.dir), address=settings.address(port), sites=",".join(note.sites))
             await _until_stop(scope, service)
-            reconciling.cancel()  # what is being stopped must not be corrected
+            # What is being stopped must be neither corrected nor taken for dead.
+            reconciling.cancel()
+            watching.cancel()
             await service.stop()
+            await service.office.close()
             note.control = None
             deployment.save(layout, note)
 
 
-def _open(layout: Layout, wanted: list[str] | None) -> Deployment:
+def _open(layout: Layout, wanted: Wanted) -> Deployment:
     note = deployment.load(layout)
     if note is None:
-        return deployment.create(layout, wanted or DEFAULT_SITES, time.time_ns() // 1000)
-    deployment.check_same_sites(note, wanted)
+        sites = wanted.sites or DEFAULT_SITES
+        deployment.check_failover(wanted.auto_failover, wanted.lease_ttl_ms, len(sites))
+        note = deployment.create(layout, sites, time.time_ns() // 1000, wanted.nodes or 1)
+    deployment.check_same_sites(note, wanted.sites, wanted.nodes)
+    deployment.check_failover(wanted.auto_failover, wanted.lease_ttl_ms, deployment.voters(note))
+    if wanted.auto_failover is not None:
+        note.auto_failover = wanted.auto_failover
+    note.lease_ttl_ms = wanted.lease_ttl_ms or note.lease_ttl_ms
+    deployment.save(layout, note)
     return note
 
 

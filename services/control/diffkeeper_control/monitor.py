@@ -88,8 +88,9 @@ class Monitor:
         troubles = []
         for role, child in self._embedded.children[site].items():
             if child.state is not ChildState.RUNNING:
+                what = self._embedded.node_of(site, role) or role
                 troubles.append(
-                    f"{role} is {child.state.value}" + (f" ({child.trouble})" if child.trouble else "")
+                    f"{what} is {child.state.value}" + (f" ({child.trouble})" if child.trouble else "")
                 )
         heard = {"agent": self.agent(site), "replicator": self.replicator(site)}
         silent = [role for role, answer in heard.items() if not answer.fresh]

@@ -91,7 +91,7 @@ class NatsConnection:
         """Connect for the first time; raises Unreachable, or Unauthorised when the server
         refuses the credentials.
         """
-        self._supervisor = asyncio.create_task(self._supervise(), name="nats-supervisor")
+        self.begin()
         try:
             await self.session(timeout_s)
         except errors.Unreachable as error:
@@ -104,6 +104,10 @@ class NatsConnection:
                     hint="the secret of the deployment and that of its servers differ",
                 ) from error
             raise
+
+    def begin(self) -> None:
+        """Connect behind the call, for callers that can do without for a while."""
+        self._supervisor = asyncio.create_task(self._supervise(), name="nats-supervisor")
 
     @property
     def current(self) -> Session | None:
@@ -121,13 +125,19 @@ class NatsConnection:
         except TimeoutError:
             raise self.unreachable() from None
 
-    async def request(self, subject: str, payload: bytes, timeout_s: float = REQUEST_TIMEOUT_S) -> Msg:
+    async def request(
+        self,
+        subject: str,
+        payload: bytes,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        headers: dict[str, str] | None = None,
+    ) -> Msg:
         session = self.current
         if session is None:
             raise self.unreachable()
         reply, future = session.expect()
         try:
-            await session.client.publish(subject, payload, reply=reply)
+            await session.client.publish(subject, payload, reply=reply, headers=headers)
             async with asyncio.timeout(timeout_s):
                 msg = await future
         except TimeoutError:

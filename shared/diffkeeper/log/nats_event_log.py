@@ -19,7 +19,7 @@ from typing import Any, Self
 import nats.errors
 from nats.aio.msg import Msg
 
-from diffkeeper import nats_server
+from diffkeeper import nats_config, topology
 from diffkeeper.domain import errors, frames, volumes
 from diffkeeper.log import confirmations, event_log, nats_connection, nats_reader, nats_streams
 
@@ -52,13 +52,13 @@ class NatsEventLog:
         servers: Sequence[str],
         *,
         password: str,
-        user: str = nats_server.USER,
+        user: str = nats_config.USER,
         name: str = "diffkeeper",
-        replicas: int = 1,
         timeout_s: float = nats_connection.CONNECT_TIMEOUT_S,
     ) -> Self:
-        """Connect to the servers of ``site``; raises Unreachable, Unauthorised, or
-        Misconfigured for another site's.
+        """Connect to one of ``servers``, which are all of ``site``: a stream has a replica on each of them.
+
+        Raises Unreachable, Unauthorised, or Misconfigured for another site's.
         """
         connection = nats_connection.NatsConnection(servers, user, password, name)
         await connection.open(timeout_s)
@@ -75,7 +75,7 @@ class NatsEventLog:
                 hint="check the addresses of the site's servers",
                 site=site,
             )
-        return cls(site, connection, replicas)
+        return cls(site, connection, topology.replicas(len(servers)))
 
     async def create_origin(self, origin: volumes.Origin) -> None:
         await self._create(nats_streams.origin_config(origin, self._replicas))
