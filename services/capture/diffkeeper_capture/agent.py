@@ -161,8 +161,17 @@ class Agent:
         return self._status_of(capture)
 
     def _keep_lease(self, held: _Held, order: Order) -> None:
-        """From the first order on that wants it: a reign may begin before there is a majority to lease from."""
-        if order.lease_ttl_ms is None or held.lease is not None:
+        """As the newest order has it: a reign may begin before there is a majority to lease from, and leases may be given
+        up while it lasts.
+        """
+        wanted, has = order.lease_ttl_ms, held.capture.lease
+        if wanted == (None if has is None else has.ttl_ms):
+            return
+        if held.lease is not None:
+            held.lease.cancel()
+            held.lease = None
+        if wanted is None:
+            held.capture.reign_without_lease()
             return
         if self._leases is None:
             raise errors.Misconfigured(
@@ -170,7 +179,7 @@ class Agent:
                 reason="no-lease-servers",
                 hint="lease_servers in the agent's settings",
             )
-        keeping = held.capture.keep_lease(self._leases, order.lease_ttl_ms)
+        keeping = held.capture.keep_lease(self._leases, wanted)
         held.lease = asyncio.create_task(keeping, name=f"lease {order.volume}")
 
     def _choose_probe(self, wanted: str) -> bool:

@@ -54,6 +54,10 @@ class LeaseKeeper:
         self.trouble = "not renewed yet"
 
     @property
+    def ttl_ms(self) -> int:
+        return self._lease.ttl_ms
+
+    @property
     def held(self) -> bool:
         at = self._renewed_at
         return at is not None and (self._clock() - at) * 1000 < leases.hold_ms(self._lease.ttl_ms)

@@ -53,7 +53,9 @@ async def _serve(scope: service.Scope, loaded: AgentSettings) -> None:
     program_nice = _hurry(loaded.nice, scope)
     token = settings.read_token(Path(loaded.token_file))
     secret = settings.read_token(Path(loaded.broker_secret_file))
-    log = await NatsEventLog.connect(loaded.site, loaded.servers, password=secret, name="diffkeeper-capture")
+    log = await NatsEventLog.connect(
+        loaded.site, loaded.servers, password=secret, name="diffkeeper-capture", sites=loaded.sites
+    )
     leases = _leases(loaded, secret)
     agent = Agent(loaded, log, program_nice, leases)
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -398,17 +398,26 @@ class VolumeCapture:
         self.state = "released"
         self._stop_taking()
 
-    async def keep_lease(self, store: LeaseStore, ttl_ms: int) -> None:
-        """Reign only as long as the lease is held; until cancelled."""
+    def keep_lease(self, store: LeaseStore, ttl_ms: int) -> Coroutine[None, None, None]:
+        """From now on reign only as long as the lease is held; what is returned keeps it, until cancelled."""
         order = self.order
         lease = leases.Lease(order.volume, order.epoch, self.durability.site, ttl_ms)
-        self.lease = LeaseKeeper(store, lease, self._stored_behind, self.durability.note_lease)
-        self.durability.may_acknowledge = lambda: self.lease is None or self.lease.held
+        keeper = LeaseKeeper(store, lease, self._stored_behind, self.durability.note_lease)
+        self.lease = keeper
+        self.durability.may_acknowledge = lambda: keeper.held
+        return self._keep_lease(keeper)
+
+    async def _keep_lease(self, keeper: LeaseKeeper) -> None:
         try:
-            await self.lease.run()
+            await keeper.run()
         except Exception as error:  # noqa: BLE001
             # Lost to another site, or a defect: either way nobody renews it any more.
             self._break(error)
+
+    def reign_without_lease(self) -> None:
+        self.lease = None
+        self.durability.may_acknowledge = lambda: True
+        self.durability.note_lease()
 
     def _stored_behind(self) -> tuple[int, bool]:
         stored = self.durability.stored

@@ -9,9 +9,11 @@ control.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -47,6 +49,7 @@ class Embedded:
     def __init__(self, layout: Layout, note: Deployment, session: aiohttp.ClientSession) -> None:
         self.layout = layout
         self.note = note
+        self.session = session
         self.token = daemon_settings.read_token(layout.token)
         self.secret = daemon_settings.read_token(layout.secret)
         self.clients = {site: self._clients(session, site) for site in note.sites}
@@ -137,6 +140,28 @@ class Embedded:
         async with self._changing[site]:
             await child.stop()
         return site
+
+    async def empty_node(self, node: str) -> Path | None:
+        """Start a broker again with an empty disk, which its cluster fills; where its store was moved.
+
+        Only the newest store that was moved aside is kept: the others hold everything, or this is not called.
+        """
+        site, role = deployment.find_node(self.note, node)
+        store = self.server_config(site, role).store_dir
+        async with self._changing[site]:
+            await self.children[site][role].stop()
+            aside = await asyncio.to_thread(_move_aside, store)
+            if not self.is_stopped(site):
+                await self._start_broker(site, role, patient=True)
+        return aside
+
+    def nodes(self, site: str) -> dict[str, str]:
+        """The site's own brokers: role by node name, without those that were stopped on purpose."""
+        return {
+            node: role
+            for role, node in deployment.broker_roles(self.note, site).items()
+            if role != deployment.LINK and not deployment.broker(self.note, site, role).stopped
+        }
 
     async def kill_site(self, site: str, programs: set[processes.ProcessId]) -> list[int]:
         """SIGKILL everything of a site at once, as a power cut would; the numbers of what was killed."""
@@ -342,6 +367,14 @@ class Embedded:
             return topology.link_config(places, site, self.secret)
         node = deployment.broker_roles(self.note, site)[role]
         return topology.node_config(places, site, node, self.secret)
+
+
+def _move_aside(store: Path) -> Path | None:
+    if not store.exists():
+        return None
+    for older in store.parent.glob(f"{store.name}.damaged-*"):
+        shutil.rmtree(older) if older.is_dir() else older.unlink()
+    return store.rename(store.with_name(f"{store.name}.damaged-{time.time_ns() // 1000}"))
 
 
 async def _all(works: Iterable[Awaitable[None]]) -> None:

@@ -184,6 +184,9 @@ class SiteHands:
                 raise
             _log.warning("forced without a lease", volume=plan.volume, error=error.message)
 
+    def lease_order(self) -> int | None:
+        return self._office.order()
+
     async def begin_capture(self, volume: Volume, *, force: bool = False, timeout_s: float = 0.0) -> None:
         """Have the leader's agent capture, under a lease of its own where there are leases.
 

@@ -93,11 +93,12 @@ async def _serve(scope: Scope, layout: Layout, wanted: Wanted) -> None:
                 raise
             reconciling = scope.spawn("reconcile", service.reconciler.run())
             watching = scope.spawn("watch leases", service.watchman.run())
+            caring = scope.spawn("care for brokers", service.node_care.run())
             scope.ready(dir=str(layout.dir), address=settings.address(port), sites=",".join(note.sites))
             await _until_stop(scope, service)
             # What is being stopped must be neither corrected nor taken for dead.
-            reconciling.cancel()
-            watching.cancel()
+            for task in (reconciling, watching, caring):
+                task.cancel()
             await service.stop()
             await service.office.close()
             note.control = None

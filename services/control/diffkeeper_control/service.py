@@ -24,6 +24,7 @@ from diffkeeper_control.lease_office import LeaseOffice
 from diffkeeper_control.lifecycle import Lifecycle
 from diffkeeper_control.log_reader import LogReader
 from diffkeeper_control.monitor import Monitor
+from diffkeeper_control.node_care import NodeCare
 from diffkeeper_control.operations import Operation, OperationStore
 from diffkeeper_control.reconciler import Reconciler
 from diffkeeper_control.verification import Verifier
@@ -57,6 +58,8 @@ class ControlService:
         self.reconciler = Reconciler(embedded, self.registry, self.monitor, self.hands, self.lifecycle)
         self.verifier = Verifier(embedded, self.registry, self.monitor)
         self.log_reader = LogReader(embedded, self.registry, self.monitor)
+        self.node_care = NodeCare(embedded, embedded.session)
+        self.monitor.more_troubles = self.node_care.troubles
         self.watchman = Watchman(
             embedded, self.registry, self.monitor, self.office, self._begin_automatic_failover
         )

@@ -32,6 +32,7 @@ def of_replicator(layout: Layout, note: Deployment, site: str) -> dict[str, Any]
         "token_file": str(layout.token),
         "servers": broker_urls(note, site),
         "broker_secret_file": str(layout.secret),
+        "sites": list(note.sites),
     }
 
 
@@ -45,5 +46,6 @@ def of_agent(layout: Layout, note: Deployment, site: str) -> dict[str, Any]:
         "token_file": str(layout.token),
         "servers": broker_urls(note, site),
         "broker_secret_file": str(layout.secret),
+        "sites": list(note.sites),
         "lease_servers": link_urls(note, site),
     }

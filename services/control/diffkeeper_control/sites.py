@@ -96,6 +96,9 @@ class Replicator(Service):
     async def digest(self, volume: str) -> Answer:
         return await self.call("GET", f"/v1/volumes/{volume}/digest", timeout_s=600.0)
 
+    async def rebuild(self, volume: str) -> Answer:
+        return await self._post(volume, "rebuild", {}, 600.0)
+
     async def verify(self, volume: str) -> Answer:
         return await self._post(volume, "verify", {}, 600.0)
 

@@ -9,7 +9,6 @@ in their headers. Nothing is buffered while the connection is down.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 from collections import deque
@@ -24,7 +23,6 @@ from diffkeeper.domain import errors, frames, volumes
 from diffkeeper.log import confirmations, event_log, nats_connection, nats_reader, nats_streams
 
 APPEND_TIMEOUT_S = 5.0
-_JS_NO_MESSAGE = 10037
 _JS_NAME_IN_USE = 10058
 _JS_OTHER_STREAM = 10060
 _JS_WRONG_LAST = frozenset({10070, 10071})  # message id, sequence
@@ -35,8 +33,11 @@ _JS_FULL = frozenset({10023, 10028, 10047, 10077})
 class NatsEventLog:
     """One site's view of the log. Made by ``connect``."""
 
-    def __init__(self, site: str, connection: nats_connection.NatsConnection, replicas: int) -> None:
+    def __init__(
+        self, site: str, connection: nats_connection.NatsConnection, replicas: int, others: Sequence[str]
+    ) -> None:
         self.site = site
+        self._others = tuple(other for other in others if other != site)
         self.garbage_confirmations = 0
         self._connection = connection
         self._replicas = replicas
@@ -54,9 +55,11 @@ class NatsEventLog:
         password: str,
         user: str = nats_config.USER,
         name: str = "diffkeeper",
+        sites: Sequence[str] = (),
         timeout_s: float = nats_connection.CONNECT_TIMEOUT_S,
     ) -> Self:
-        """Connect to one of ``servers``, which are all of ``site``: a stream has a replica on each of them.
+        """Connect to one of ``servers``, which are all of ``site``: a stream has a replica on each of them. Of ``sites``,
+        all there are, messages are asked for that this site's copy lost.
 
         Raises Unreachable, Unauthorised, or Misconfigured for another site's.
         """
@@ -75,13 +78,20 @@ class NatsEventLog:
                 hint="check the addresses of the site's servers",
                 site=site,
             )
-        return cls(site, connection, topology.replicas(len(servers)))
+        return cls(site, connection, topology.replicas(len(servers)), sites)
 
     async def create_origin(self, origin: volumes.Origin) -> None:
         await self._create(nats_streams.origin_config(origin, self._replicas))
 
     async def create_mirror(self, origin: volumes.Origin) -> None:
         await self._create(nats_streams.mirror_config(origin, self._replicas))
+
+    async def renew_mirror(self, origin: volumes.Origin) -> None:
+        """Throw this site's mirror away and make it anew: it is a cache, and is filled from the origin."""
+        assert origin.site != self.site, "an origin's own stream is no cache"
+        with contextlib.suppress(errors.NotFound):
+            await self._connection.api(f"{self._api}.STREAM.DELETE.{origin.stream}")
+        await self.create_mirror(origin)
 
     async def _create(self, wanted: dict[str, Any]) -> None:
         name = wanted["name"]
@@ -108,16 +118,19 @@ class NatsEventLog:
         return stored
 
     async def get(self, origin: volumes.Origin, stream_sequence: int) -> event_log.Stored | None:
-        try:
-            answer = await self._connection.api(
-                f"{self._api}.STREAM.MSG.GET.{origin.stream}", {"seq": stream_sequence}
-            )
-        except errors.Refused as error:
-            if error.facts.get("err_code") == _JS_NO_MESSAGE:
-                return None
-            raise
-        message = answer["message"]
-        return event_log.Stored(int(message["seq"]), base64.b64decode(message.get("data", "")))
+        stored = await nats_reader.get(self._connection, self.site, origin, stream_sequence)
+        if stored is not None:
+            return stored
+        info = await self._connection.api(f"{self._api}.STREAM.INFO.{origin.stream}")
+        if not 0 < stream_sequence <= int(info["state"]["last_seq"]):
+            return None
+        return await nats_reader.get_elsewhere(
+            self._connection, self._holders(origin), origin, stream_sequence
+        )
+
+    def _holders(self, origin: volumes.Origin) -> list[str]:
+        """Other sites that may hold the stream, its origin first."""
+        return sorted({*self._others, origin.site} - {self.site}, key=lambda site: site != origin.site)
 
     def append(
         self,
@@ -163,7 +176,8 @@ class NatsEventLog:
             append.fail(self._connection.unreachable())
 
     def read(self, origin: volumes.Origin, first_sequence: int) -> AsyncGenerator[event_log.Stored, None]:
-        return nats_reader.Reader(self._connection, self.site, origin).read(first_sequence)
+        reader = nats_reader.Reader(self._connection, self.site, origin, self._holders(origin))
+        return reader.read(first_sequence)
 
     async def confirm(self, origin: volumes.Origin, confirmation: event_log.Confirmation) -> None:
         session = self._connection.current
