@@ -24,6 +24,8 @@ LOOK_EVERY_S = 2.0
 PAGE_TIMEOUT_S = 2.0
 # Damage is acted upon when so many looks in a row agree; a replica that is being filled may look odd for a moment.
 LOOKS = 3
+# A broker that stood still behind the others at so many looks in a row has stopped replicating: it does not go on by itself.
+STANDING_LOOKS = 10
 # A broker that could not be started this often begins with an empty disk.
 FAILED_STARTS = 4
 # The same broker's disk is not taken away again before.
@@ -40,6 +42,8 @@ class _Site:
     # Brokers that are being filled.
     joining: set[str] = field(default_factory=set)
     rebuilt_at: dict[str, float] = field(default_factory=dict)
+    # For how many looks in a row a broker has stood still behind all the others.
+    standing: dict[str, int] = field(default_factory=dict)
     reports: dict[str, Report] = field(default_factory=dict)
 
 
@@ -62,14 +66,17 @@ class NodeCare:
         """What is wrong with the site's brokers' disks, for its status."""
         state = self._sites[site]
         filling = [f"{node} is being made whole" for node in sorted(state.joining)]
-        return [damage.text() for damage in state.damages] + filling
+        standing = [f"{node} is behind" for node, looks in state.standing.items() if looks >= LOOKS]
+        return [damage.text() for damage in state.damages] + filling + standing
 
     async def look(self, site: str) -> None:
         """Ask every broker of a site, and do what follows."""
         state = self._sites[site]
         nodes = self._embedded.nodes(site)
         pages = await asyncio.gather(*(self._ask(site, role) for role in nodes.values()))
-        state.reports = dict(zip(nodes, pages, strict=True))
+        before, state.reports = state.reports, dict(zip(nodes, pages, strict=True))
+        still = stream_health.standing(state.reports, before)
+        state.standing = {node: state.standing.get(node, 0) + 1 for node in still}
         state.joining = {
             node for node in state.joining if not stream_health.is_caught_up(state.reports, node)
         }
@@ -81,8 +88,14 @@ class NodeCare:
         if verdict.damages and state.agreed >= LOOKS and not state.joining:
             await self._cure(site, verdict)
         for node, role in nodes.items():
-            if self._cannot_start(site, role) and stream_health.may_rebuild(state.reports, node):
-                await self._rebuild(site, node, "it does not start")
+            why = self._why_useless(site, node, role)
+            if why and stream_health.may_rebuild(state.reports, node):
+                await self._rebuild(site, node, why)
+
+    def _why_useless(self, site: str, node: str, role: str) -> str:
+        if self._sites[site].standing.get(node, 0) >= STANDING_LOOKS:
+            return "it stands still behind the others"
+        return "it does not start" if self._cannot_start(site, role) else ""
 
     def _cannot_start(self, site: str, role: str) -> bool:
         child = self._embedded.children[site][role]

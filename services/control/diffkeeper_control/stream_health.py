@@ -87,6 +87,19 @@ def is_caught_up(reports: Mapping[str, Report], node: str) -> bool:
     )
 
 
+def standing(reports: Mapping[str, Report], before: Mapping[str, Report]) -> set[str]:
+    """Brokers that have a stream less far than all the others, and no further than at the look before."""
+    found = set()
+    for node, report in reports.items():
+        others = [other for name, other in reports.items() if name != node and other is not None]
+        for stream, replica in (report or {}).items():
+            ends = [other[stream].last for other in others if stream in other]
+            earlier = (before.get(node) or {}).get(stream)
+            if len(ends) > 1 and earlier is not None and replica.last == earlier.last < min(ends):
+                found.add(node)
+    return found
+
+
 def may_rebuild(reports: Mapping[str, Report], node: str) -> bool:
     """Whether the others hold everything, so that a broker that cannot start may begin with an empty disk."""
     others = [report for name, report in reports.items() if name != node]

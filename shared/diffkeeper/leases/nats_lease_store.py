@@ -23,7 +23,8 @@ from diffkeeper.log import nats_connection, nats_streams
 _KEY = "holder"
 _JS_NO_MESSAGE = 10037
 _JS_NAME_IN_USE = 10058
-_JS_WRONG_LAST = 10071
+# The second is said while another write of the same record is on its way.
+_JS_WRONG_LAST = frozenset({10071, 10164})
 # Making a bucket, and moving its leader, take longer than reading and writing.
 SLOW_TIMEOUT_S = 5.0
 
@@ -158,7 +159,7 @@ def _stored_at(answer: Msg, volume: str, revision: int, subject: str) -> int:
         ) from cause
     if error is None:
         return sequence
-    if error.get("err_code") == _JS_WRONG_LAST:
+    if error.get("err_code") in _JS_WRONG_LAST:
         raise lease_store.moved(volume, revision)
     raise nats_connection.api_error(error, subject)
 

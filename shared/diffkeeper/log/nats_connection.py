@@ -8,7 +8,6 @@ next one. Whoever needs a subscription binds it to a ``Session`` and starts agai
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 from collections.abc import Callable, Coroutine, Sequence
@@ -27,6 +26,8 @@ PING_INTERVAL_S = 3
 _RETRY_S = 0.1
 _JS_NO_STREAM = 10059
 _JS_UNAVAILABLE = (408, 503)
+# A stream needs as many brokers as it has replicas to be made, and one of them is away.
+_JS_NO_PEERS = 10005
 
 
 class Session:
@@ -173,11 +174,11 @@ class NatsConnection:
         )
 
     async def close(self) -> None:
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
-            self._supervisor = None
+        supervisor, self._supervisor = self._supervisor, None
+        while supervisor is not None and not supervisor.done():
+            supervisor.cancel()
+            # Asked again and again: nats-py swallows a cancellation that comes while it closes a connection.
+            await asyncio.wait({supervisor}, timeout=_RETRY_S)
 
     async def _supervise(self) -> None:
         while True:
@@ -267,7 +268,7 @@ def api_error(error: dict[str, Any], subject: str) -> errors.DiffKeeperError:
         return errors.NotFound(
             f"there is no such stream ({subject})", reason="no-stream", hint="dkctl status", **facts
         )
-    if error.get("code") in _JS_UNAVAILABLE:
+    if error.get("code") in _JS_UNAVAILABLE or number == _JS_NO_PEERS:
         return errors.Unreachable(
             f"JetStream cannot answer now: {text}", reason="jetstream-unavailable", hint="try again", **facts
         )

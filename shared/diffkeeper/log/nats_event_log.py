@@ -43,6 +43,7 @@ class NatsEventLog:
         self._replicas = replicas
         self._api = nats_streams.api_prefix(site)
         self._outbox: deque[_Append] = deque()
+        self._newest: dict[volumes.Origin, _Append] = {}
         self._waiting = asyncio.Event()
         self._sender = asyncio.create_task(self._send_all(), name="event-log-sender")
 
@@ -139,13 +140,39 @@ class NatsEventLog:
         expected_sequence: int,
         after: frames.Frame | None = None,
     ) -> asyncio.Future[int]:
-        append = _Append(origin, frame, expected_sequence, after)
+        append = _Append(origin, frame, expected_sequence, after, guarded=self._replicas == 1)
+        before = self._newest.get(origin)
+        self._newest[origin] = append
+        if after is not None and not append.guarded and before is not None and not before.future.done():
+            before.future.add_done_callback(lambda stored: self._send_after(append, stored))
+        else:
+            self._send_soon(append)
+        return append.future
+
+    def _send_soon(self, append: _Append) -> None:
         if self._connection.current is None:
             append.fail(self._connection.unreachable())
-            return append.future
+            return
         self._outbox.append(append)
         self._waiting.set()
-        return append.future
+
+    def _send_after(self, append: _Append, before: asyncio.Future[int]) -> None:
+        """On a stream of several replicas a frame is sent when the one before it is stored.
+
+        The broker's guard against a stranger in between (the expected last message id) must not be used there: a replica
+        that was filled from another one does not know the last id, takes the next message for a mismatch and
+        stops for good (nats-server 2.15: processCatchupMsg leaves lmsgId as it was).
+        """
+        if before.cancelled() or before.exception() is not None:
+            append.fail(
+                errors.Unreachable(
+                    f"frame {append.frame.position} was not sent, because the one before it was not stored",
+                    reason="not-sent",
+                    hint="the publisher asks the stream, and sends it again",
+                )
+            )
+        else:
+            self._send_soon(append)
 
     async def _send_all(self) -> None:
         while True:
@@ -214,8 +241,16 @@ class _Append:
     """One append, from the call to its result. Its clock starts when it is handed to the connection."""
 
     def __init__(
-        self, origin: volumes.Origin, frame: frames.Frame, expected: int, after: frames.Frame | None
+        self,
+        origin: volumes.Origin,
+        frame: frames.Frame,
+        expected: int,
+        after: frames.Frame | None,
+        *,
+        guarded: bool,
     ) -> None:
+        # Whether the broker refuses it behind a stranger's message; else it is sent behind its own predecessor only.
+        self.guarded = guarded
         self.origin = origin
         self.frame = frame
         self.expected = expected
@@ -228,7 +263,7 @@ class _Append:
             "Nats-Expected-Last-Sequence": str(self.expected),
             "Nats-Msg-Id": self.frame.message_id,
         }
-        if self.after is not None:
+        if self.after is not None and self.guarded:
             # Only behind a frame under way: a broker started anew has forgotten the last id if it is old.
             headers["Nats-Expected-Last-Msg-Id"] = self.after.message_id
         return headers
