@@ -70,7 +70,11 @@ class SiteHands:
         if not machine.planned and machine.phase in (Phase.FENCE, Phase.PROMISE):
             # Nobody asks a leader any more that is given up: what it would answer might not last.
             volume = self._registry.get(machine.plan.volume)
-            _, event = await asyncio.gather(self._doors.hold(volume, cut=True), self._work[work](machine))
+            _, _, event = await asyncio.gather(
+                self._doors.hold(volume, cut=True),
+                self._prepare_program(machine.plan, wait=False),
+                self._work[work](machine),
+            )
             return event
         return await self._work[work](machine)
 
@@ -115,8 +119,26 @@ class SiteHands:
             target.agent.status(), target.replicator.catch_up(plan.volume, None, CLOSE_TIMEOUT_S)
         )
         await self._ensure_streams(plan.volume, plan.target)
+        await self._prepare_program(plan, wait=True)
         _log.info("target is close", volume=plan.volume, position=reached["position"])
         return failover.Prepared()
+
+    async def _prepare_program(self, plan: failover.Plan, *, wait: bool) -> None:
+        """Have the target do what it can of the start: an interpreter and a gate take longer than a handover."""
+        volume = self._registry.get(plan.volume)
+        if not plan.start or volume.command is None:
+            return
+        gate = str(self._embedded.layout.gate(plan.target))
+        body = programs.start_body(volume, plan.target, gate, volume.command)
+        body |= {
+            "path": volume.paths[plan.target],
+            "durability": plan.durability or volume.durability,
+            "wait": wait,
+        }
+        try:
+            await self._embedded.clients[plan.target].agent.prepare(plan.volume, body)
+        except errors.DiffKeeperError as error:
+            _log.warning("a start could not be prepared", volume=plan.volume, error=error.message)
 
     async def _hand_over(self, machine: Failover) -> failover.Event:
         plan = machine.plan
