@@ -221,7 +221,8 @@ class SiteHands:
                 resume=Resume(point=parent, tree_state=machine.tree_state),
             )
         )
-        await self._ensure_streams(plan.volume, plan.target)
+        if not machine.planned:  # else prepare has made sure of them
+            await self._ensure_streams(plan.volume, plan.target)
         await self._embedded.clients[plan.target].agent.attach(plan.volume, roles.attach_body(volume))
         return failover.Attached()
 
@@ -246,10 +247,12 @@ class SiteHands:
 
     async def _start(self, machine: Failover) -> failover.Event:
         plan = machine.plan
-        # The door asks the program until it accepts, so it may begin before there is one.
-        _, pid = await asyncio.gather(
-            self._doors.lead(self._registry.get(plan.volume)),
+        # The door asks the program until it accepts, so it may begin before there is one; and the program's first
+        # write waits for a site that confirms it.
+        pid, _, _ = await asyncio.gather(
             self.start_program(plan.volume, plan.target),
+            self._doors.lead(self._registry.get(plan.volume)),
+            self._follow(machine),
         )
         return failover.Started(pid)
 
