@@ -13,7 +13,7 @@ from aiohttp import web
 
 from diffkeeper import __version__, http
 from diffkeeper.domain import errors
-from diffkeeper_control import admissions, failover_requests, operations
+from diffkeeper_control import admissions, door_orders, failover_requests, operations
 from diffkeeper_control.lifecycle import Wish
 from diffkeeper_control.registry import Command
 from diffkeeper_control.service import ControlService
@@ -35,12 +35,21 @@ class AttachBody(Body, kw_only=True):
     probe: str = "auto"
 
 
+class DoorBody(Body, kw_only=True):
+    listen: str
+    forward: int | None = None
+    hold_max: int = door_orders.HOLD_MAX
+    hold_ms: int = door_orders.HOLD_MS
+    drain_ms: int = door_orders.DRAIN_MS
+
+
 class RunBody(AttachBody, kw_only=True):
     argv: list[str]
     env: dict[str, str] = msgspec.field(default_factory=dict)
     cwd: str | None = None
     uid: int | None = None
     gid: int | None = None
+    front_door: DoorBody | None = None
 
 
 class ReleaseBody(Body, kw_only=True):
@@ -116,15 +125,26 @@ class Api:
         if not body.argv:
             raise errors.Refused("argv is empty", reason="bad-request", hint="name a program after --")
         command = Command(argv=body.argv, env=body.env, cwd=body.cwd, uid=body.uid, gid=body.gid)
-        return http.json_response(await self._begin(request, body, command))
+        door = (
+            None if body.front_door is None else door_orders.Asked(**msgspec.structs.asdict(body.front_door))
+        )
+        return http.json_response(await self._begin(request, body, command, door))
 
     async def attach(self, request: web.Request) -> web.Response:
         body = await http.read_body(request, AttachBody)
         return http.json_response(await self._begin(request, body, None))
 
-    async def _begin(self, request: web.Request, body: AttachBody, command: Command | None) -> dict[str, Any]:
+    async def _begin(
+        self,
+        request: web.Request,
+        body: AttachBody,
+        command: Command | None,
+        door: door_orders.Asked | None = None,
+    ) -> dict[str, Any]:
         name = _volume(request)
-        wish = Wish(name, body.site, body.path, body.durability, body.policy, body.mode, body.probe, command)
+        wish = Wish(
+            name, body.site, body.path, body.durability, body.policy, body.mode, body.probe, command, door
+        )
         ready = await self._service.lifecycle.begin(wish)
         return {"volume": await self._service.volume_now(name), **ready}
 

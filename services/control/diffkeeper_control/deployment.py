@@ -122,6 +122,13 @@ class Control(msgspec.Struct, frozen=True):
     address: str
 
 
+class DoorNote(msgspec.Struct, frozen=True):
+    """The process that serves all front doors of this machine."""
+
+    port: int
+    process: Process | None = None
+
+
 class Deployment(msgspec.Struct):
     """``deployment.json``. ``control`` is that of the last control, which may be gone."""
 
@@ -131,6 +138,7 @@ class Deployment(msgspec.Struct):
     sites: dict[str, Site]
     control_port: int
     control: Control | None = None
+    door: DoorNote | None = None
 
 
 VERSION = 1

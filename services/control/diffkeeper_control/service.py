@@ -16,6 +16,7 @@ from diffkeeper import __version__
 from diffkeeper.domain import errors
 from diffkeeper_control import failover_requests, operations, processes, programs, registry
 from diffkeeper_control.coordinator import Coordinator, Spawn
+from diffkeeper_control.door_keeper import DoorKeeper
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.failover_requests import Asked
 from diffkeeper_control.hands import SiteHands
@@ -43,13 +44,16 @@ class ControlService:
         self.registry = registry.Registry(layout.registry)
         self.operations = OperationStore(layout.operations)
         self.monitor = Monitor(embedded)
-        self.hands = SiteHands(embedded, self.registry, self.monitor)
+        self.doors = DoorKeeper(embedded, self.registry)
+        self.hands = SiteHands(embedded, self.registry, self.monitor, self.doors)
         self.coordinator = Coordinator(self.operations, self.hands, spawn)
-        self.lifecycle = Lifecycle(embedded, self.registry, self.monitor, self.hands)
-        self.reconciler = Reconciler(embedded, self.registry, self.monitor, self.hands, self.lifecycle)
+        self.lifecycle = Lifecycle(embedded, self.registry, self.monitor, self.hands, self.doors)
+        self.reconciler = Reconciler(
+            embedded, self.registry, self.monitor, self.hands, self.lifecycle, self.doors
+        )
         self.verifier = Verifier(embedded, self.registry, self.monitor)
         self.log_reader = LogReader(embedded, self.registry, self.monitor)
-        self.views = Views(embedded, self.registry, self.monitor)
+        self.views = Views(embedded, self.registry, self.monitor, self.doors)
         self.shutdown_asked = asyncio.Event()
         self.shutdown_timeout_s = 60.0
         self._started_us = time.time_ns() // 1000
@@ -62,6 +66,7 @@ class ControlService:
         """Sites, then what an earlier control left unfinished."""
         await self.embedded.start_all(self.reconciler.before_role)
         await self.monitor.look_all()
+        await self.doors.start()
         self.coordinator.resume_all()
 
     def status(self) -> dict[str, Any]:
@@ -177,9 +182,11 @@ class ControlService:
             async with asyncio.timeout(self.shutdown_timeout_s):
                 await asyncio.gather(*(self._end_work_at(site) for site in self.embedded.sites))
                 await self.embedded.stop_all()
+                await self.doors.stop()
         except TimeoutError:
             _log.error("an ordered stop took too long; killing what is left")
             for site in self.embedded.sites:
                 if self.embedded.has_processes(site):
                     await self.embedded.kill_site(site, await self._programs_at(site))
                     self.embedded.note.sites[site].stopped = False
+            await self.doors.stop()

@@ -58,6 +58,9 @@ class Agent(Service):
     async def attach(self, volume: str, body: Answer) -> Answer:
         return await self._post(volume, "attach", body, 30.0)
 
+    async def prepare(self, volume: str, body: Answer) -> Answer:
+        return await self._post(volume, "prepare", body, 10.0)
+
     async def start(self, volume: str, body: Answer) -> Answer:
         return await self._post(volume, "start", body, 30.0)
 
