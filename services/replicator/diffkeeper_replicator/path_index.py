@@ -177,7 +177,8 @@ class PathIndex:
             ).fetchall()
             if order == "desc":
                 found.reverse()
-            return [_row(row) | {"paths": self._paths(row[0])} for row in found]
+            paths = self._paths([row[0] for row in found], only_wanted=wanted.path is not None)
+            return [_row(row) | {"paths": paths.get(row[0], [])} for row in found]
 
     def activity(self, wanted: Wanted, buckets: int) -> dict[str, Any] | None:
         """Deltas and bytes over time, in so many steps; None when nothing was found."""
@@ -263,13 +264,20 @@ class PathIndex:
             (path, path + b"/", path + b"0"),  # "0" comes after "/"
         ).fetchall()
 
-    def _paths(self, sequence: int) -> list[Touch]:
-        found = self._db.execute(
-            "select path.path, ops, deltas, bytes from touch join path on path.id = touch.path "
-            "where sequence = ? order by bytes desc, path.path",
-            (sequence,),
-        )
-        return [Touch(*row) for row in found]
+    def _paths(self, sequences: list[int], *, only_wanted: bool) -> dict[int, list[Touch]]:
+        """What each of these frames touched, largest first."""
+        self._db.execute("create temp table if not exists found (sequence integer primary key)")
+        self._db.execute("delete from temp.found")
+        self._db.executemany("insert into temp.found values (?)", ((one,) for one in sequences))
+        only = "and touch.path in (select id from temp.wanted)" if only_wanted else ""
+        touched: dict[int, list[Touch]] = {}
+        for sequence, *touch in self._db.execute(
+            "select touch.sequence, path.path, ops, deltas, bytes from temp.found cross join touch "
+            f"on touch.sequence = found.sequence {only} join path on path.id = touch.path "
+            "order by touch.sequence, bytes desc, path.path"
+        ):
+            touched.setdefault(sequence, []).append(Touch(*touch))
+        return touched
 
     def _point(self, where: str, *values: Any) -> Point | None:
         row = self._one(f"select epoch, sequence, last_us from frame where {where}", *values)

@@ -22,8 +22,8 @@ from diffkeeper_replicator.path_index import PathIndex
 from diffkeeper_replicator.states import State
 
 # Of a replay, in bytes written; a delta costs as much as so many of them.
-REPLAY_MAX_COST = 192 * 1024 * 1024
-DELTA_COST = 800
+REPLAY_MAX_COST = 128 * 1024 * 1024
+DELTA_COST = 1500
 # States kept in memory for the next question about the same moment.
 _KEPT_STATES = 3
 _COMMIT_FRAMES = 512
@@ -160,6 +160,23 @@ class VolumeHistory:
             self._states.append(found)
         return found
 
+    def states_at(
+        self, one: positions.Position, other: positions.Position
+    ) -> tuple[State, State]:
+        """Two states that share their contents where one replay leads over both: then what is the same is
+        seen without reading it.
+        """
+        early, late = sorted((one, other))
+        first = self.state_at(early)
+        last = first
+        if late != early:
+            nearest = [found for found in checkpoints.found(self.checkpoints) if found <= late]
+            if not nearest or nearest[-1] <= early:
+                last = self._go_on(first.copy(), late)
+            else:
+                last = self.state_at(late)
+        return (first, last) if one == early else (last, first)
+
     def steps(
         self, after: positions.Position, upto: positions.Position
     ) -> Iterator[tuple[frames.Frame, deltas.Columns]]:
@@ -171,7 +188,9 @@ class VolumeHistory:
 
     def _build(self, position: positions.Position) -> State:
         """From the nearest state or checkpoint before it, by replay."""
-        state = self._nearest(position)
+        return self._go_on(self._nearest(position), position)
+
+    def _go_on(self, state: State, position: positions.Position) -> State:
         if state.position != position:
             for frame, columns in self.steps(state.position, position):
                 if frames.follows(state.tip, frame) is not frames.Follows.NEXT:
