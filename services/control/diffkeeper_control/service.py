@@ -20,6 +20,7 @@ from diffkeeper_control.door_keeper import DoorKeeper
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.failover_requests import Asked
 from diffkeeper_control.hands import SiteHands
+from diffkeeper_control.history_reader import HistoryReader
 from diffkeeper_control.lifecycle import Lifecycle
 from diffkeeper_control.log_reader import LogReader
 from diffkeeper_control.monitor import Monitor
@@ -53,6 +54,7 @@ class ControlService:
         )
         self.verifier = Verifier(embedded, self.registry, self.monitor)
         self.log_reader = LogReader(embedded, self.registry, self.monitor)
+        self.history_reader = HistoryReader(embedded, self.registry, self.monitor)
         self.views = Views(embedded, self.registry, self.monitor, self.doors)
         self.shutdown_asked = asyncio.Event()
         self.shutdown_timeout_s = 60.0
