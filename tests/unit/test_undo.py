@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tests.support.made_logs import FrameChain, MadeLog
 
@@ -107,7 +107,7 @@ def test_going_back_gives_what_a_replay_up_to_there_gives(
 
 
 @given(st.lists(st.integers(0, 1 << 16), min_size=40, max_size=400), st.integers(0, 1 << 32), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None, phases=[Phase.generate])  # each example forks and syncs: slow to shrink
 def test_after_a_crash_anywhere_in_a_run_the_directory_goes_on_and_still_goes_back(
     steering: list[int], seed: int, data: st.DataObject
 ) -> None:
@@ -279,15 +279,22 @@ def test_a_sparse_file_is_sparse_again(tmp_path: Path) -> None:
     rig.end()
 
 
-def test_after_a_power_cut_undo_begins_anew_where_a_removed_file_may_be_incomplete(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
+@pytest.mark.parametrize(
+    ("durable", "removes", "kept"), [(False, False, False), (True, False, True), (True, True, False)]
+)
+def test_after_a_power_cut_undo_begins_anew_unless_all_of_it_was_synced(
+    tmp_path: Path, durable: bool, removes: bool, kept: bool
+) -> None:
+    rig = Rig(tmp_path, Bounds(durable=durable))
     log = _filled(rig, 3)
     chain = FrameChain(tip=frames.Tip(log[-1].position, log[-1].hash))
-    rig.apply(chain.frame([Delta(Op.UNLINK, 2, args=(ROOT_ID, b"data"))]))
+    if removes:
+        rig.apply(chain.frame([Delta(Op.UNLINK, 2, args=(ROOT_ID, b"data"))]))
     rig.end(clean=False)
-    (tmp_path / "replicator" / "undo" / "boot").write_bytes(b"another boot")
+    noted = tmp_path / "replicator" / "undo" / "boot"
+    noted.write_text("another-boot " + noted.read_text().partition(" ")[2])
     rig.directory = rig.open()
     assert rig.directory.tip.position == chain.tip.position
-    assert rig.directory.undo.floor == chain.tip.position
-    assert os.listdir(rig.path) == []
+    assert rig.directory.undo.floor == (positions.START if kept else chain.tip.position)
+    assert os.listdir(rig.path) == ([] if removes else ["data"])
     rig.end()

@@ -1,8 +1,9 @@
 """The undo of one replica directory: what is recorded before a run is applied, how far back it reaches, and going back.
 
-``cover`` makes a record of a run durable before the applier may begin it, once for each run however often applying it
-is tried. The chain of records ends at or ahead of what the directory shows, never behind it; where it cannot (a run
-takes too much away, no room, a power cut after something was removed) it begins anew, and says from where on.
+``cover`` writes the record of a run before the applier may begin it, once for each run however often applying it is
+tried. The chain of records ends at or ahead of what the directory shows, never behind it; where it cannot (a run takes
+too much away, no room, a power cut) it begins anew, and says from where on. A killed process leaves it whole, because
+what was written to a file outlives the process; ``Bounds.durable`` buys the same for power cuts with an fsync a run.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from diffkeeper_replicator.undo_log import Bounds, UndoLog
 # A frame that the journal holds, with its checked deltas.
 Kept = tuple[frames.Frame, deltas.Columns]
 
+_DURABLE = "durable"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -51,13 +53,10 @@ class Undo:
         same = tip == start or (
             start.position < tip.position <= journal.tip.position and _holds(journal, tip)
         )
-        # After a power cut a removed file may lack what was never synced, and nothing writes it again.
-        lost = self._is_other_boot() and any(
-            span.graves for span in self.log.spans_back() if span.after.position > start.position
-        )
+        lost = self._is_other_boot() and self._is_at_risk(start.position)
         if same and not lost:
             return tip.position
-        self.begin_at(start, "the machine was cut off while a file was being removed" if lost else "no chain")
+        self.begin_at(start, "the machine was cut off" if lost else "the directory is of another time")
         return None
 
     def begin_at(self, tip: frames.Tip, why: str) -> None:
@@ -71,7 +70,9 @@ class Undo:
         if self.log.tip != tip:
             self.begin_at(tip, "the directory was opened at another frame")
         if self.log.enabled:
-            atomic_files.write_bytes(self._boot_file, _BOOT_ID.read_bytes())
+            self.log.sync()
+            mark = _DURABLE if self.log.bounds.durable else ""
+            atomic_files.write_bytes(self._boot_file, f"{_boot()} {mark}".encode())
 
     def cover(self, run: Sequence[Kept], applier: Applier, tip: frames.Tip, stamp: int) -> Sequence[Kept]:
         """Those frames of a run that continues ``tip`` which may be applied now; the others after them.
@@ -124,10 +125,23 @@ class Undo:
             self._grave_bytes = self.graves.size_bytes()
 
     def _is_other_boot(self) -> bool:
+        return self._boot_noted()[0] != _boot()
+
+    def _is_at_risk(self, start: positions.Position) -> bool:
+        """Whether a power cut may have taken records of runs after ``start`` that had been applied; or, where records
+        were synced, parts of files that those runs removed, which nothing writes again.
+        """
+        durable = self._boot_noted()[1]
+        return not durable or any(
+            span.graves for span in self.log.spans_back() if span.after.position > start
+        )
+
+    def _boot_noted(self) -> tuple[str, bool]:
         try:
-            return self._boot_file.read_bytes() != _BOOT_ID.read_bytes()
+            boot, _, mark = self._boot_file.read_text().partition(" ")
         except FileNotFoundError:
-            return True
+            return "", False
+        return boot, mark == _DURABLE
 
 
 def out_of_reach(target: positions.Position, floor: positions.Position | None) -> errors.Refused:
@@ -151,3 +165,7 @@ def remove_beside(root: Path) -> None:
     """What was kept of a directory that is a replica no longer."""
     if os.path.lexists(root):
         Graves(root).clear()
+
+
+def _boot() -> str:
+    return _BOOT_ID.read_text().strip()

@@ -1,6 +1,6 @@
 """The undo records of one replica on disk: a chain of them that ends where the journal's applied part ends.
 
-A record is durable before the run that it belongs to changes the directory. The chain has no hole: a record that
+A record is written before the run that it belongs to changes the directory. The chain has no hole: a record that
 cannot be kept ends it, and it begins anew behind. What is old is dropped by whole segment files, so that bytes and
 frames stay bounded. One thread.
 
@@ -25,6 +25,7 @@ from diffkeeper_replicator.undo_records import Record, Span
 _MAGIC = b"DKU1"
 _HEAD = struct.Struct("<4sII32s")  # magic, bytes of span, bytes of payload, checksum
 _SUFFIX = ".undo"
+_BEGINNING = "beginning"
 _SPAN_MAX_BYTES = 16 * 1024 * 1024
 # A segment is what retention drops at once.
 _SEGMENTS_IN_BOUND = 8
@@ -36,6 +37,9 @@ class Bounds:
 
     size_bytes: int = 512 * 1024 * 1024
     frames: int = 100_000
+    # One more fsync before each run is applied, for a chain that outlives a power cut too. Without it a power cut makes
+    # the chain begin anew; a killed process never does.
+    durable: bool = False
 
 
 @dataclass(slots=True)
@@ -63,6 +67,7 @@ class UndoLog:
         self._segments: list[_Segment] = []
         self._kept: list[_Kept] = []
         self._fd = -1
+        self._codec = undo_records.Codec()
         self.tip: frames.Tip | None = None
         # How many of the records name a grave.
         self.graves: Counter[int] = Counter()
@@ -80,8 +85,7 @@ class UndoLog:
             except errors.Corrupt:
                 log._drop_all()
                 path.unlink()
-        if log._kept:
-            log.tip = log._kept[-1].span.after
+        log.tip = log._kept[-1].span.after if log._kept else log._begun()
         for kept in log._kept:
             log.graves.update(kept.span.graves)
         return log
@@ -109,12 +113,13 @@ class UndoLog:
         for segment in self._segments:
             segment.path.unlink()
         self._segments, self._kept, self.tip = [], [], tip
+        self._note_beginning(tip)
         return graves
 
     def append(self, record: Record) -> None:
-        """Keep a record, durably. Raises OSError when the disk does not take it; then nothing of it is kept."""
+        """Keep a record. Raises OSError when the disk does not take it; then nothing of it is kept."""
         assert self.tip == record.span.before, "the chain of undo records has no hole"
-        span, payload = undo_records.encode_span(record.span), undo_records.encode(record)
+        span, payload = undo_records.encode_span(record.span), self._codec.encode(record)
         digest = undo_records.checksum(span, payload)
         segment = self._writable(record.span.after.position)
         at = segment.size
@@ -124,7 +129,8 @@ class UndoLog:
             whole = b"" if done == sum(map(len, parts)) else b"".join(parts)
             while done < len(whole):
                 done += os.pwrite(self._fd, whole[done:], at + done)
-            os.fdatasync(self._fd)
+            if self.bounds.durable:
+                os.fdatasync(self._fd)
         except OSError:
             os.ftruncate(self._fd, at)
             raise
@@ -163,6 +169,8 @@ class UndoLog:
             os.truncate(self._segments[-1].path, self._segments[-1].size)
         atomic_files.fsync_directory(self._directory)
         self.tip = tip
+        if not self._kept:
+            self._note_beginning(tip)
 
     def trim(self, grave_bytes: int) -> list[int]:
         """Drop the oldest segments beyond the bounds; gives the graves that nobody needs any more."""
@@ -182,10 +190,27 @@ class UndoLog:
                 break  # the caller counts anew what graves take
         return graves
 
+    def sync(self) -> None:
+        """All that was kept so far is durable when this returns."""
+        if self._segments:
+            with open(self._segments[-1].path, "rb", buffering=0) as file:
+                os.fdatasync(file.fileno())
+
     def close(self) -> None:
         self._close()
 
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def _note_beginning(self, tip: frames.Tip) -> None:
+        """Where a chain without records stands."""
+        packed = undo_records.encode_span(Span(tip, 0, tip))
+        atomic_files.write_bytes(self._directory / _BEGINNING, packed)
+
+    def _begun(self) -> frames.Tip | None:
+        try:
+            return undo_records.decode_span((self._directory / _BEGINNING).read_bytes()).before
+        except (FileNotFoundError, errors.Corrupt):
+            return None
 
     def _unname(self, span: Span) -> list[int]:
         """A record goes; the graves that no other names."""
@@ -209,6 +234,7 @@ class UndoLog:
             covered = position.sequence - first.span.before.position.sequence
             full = covered > max(1, self.bounds.frames // _SEGMENTS_IN_BOUND)
         if full:
+            self.sync()
             self._close()
             path = self._directory / f"{position.epoch:020d}-{position.sequence:020d}{_SUFFIX}"
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -248,7 +274,7 @@ class UndoLog:
             payload = os.pread(file.fileno(), kept.payload_bytes, kept.offset)
         if undo_records.checksum(kept.span_bytes, payload) != kept.checksum:
             raise undo_records.damaged(f"the one of {kept.span.after.position} has another checksum")
-        return undo_records.decode(kept.span, payload)
+        return self._codec.decode(kept.span, payload)
 
     def _close(self) -> None:
         if self._fd >= 0:

@@ -8,6 +8,7 @@ doing it twice gives the same, and a position inside a run is reached by going b
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ RECORD_MAX_BYTES = 64 * 1024 * 1024
 # The decoded form: old bytes, and nodes and ranges around them.
 _DECODED_MAX_BYTES = 4 * RECORD_MAX_BYTES
 _MOST_ITEMS = 1 << 24
+_LENGTH = struct.Struct("<I")  # of the fields, before the old bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,52 +107,69 @@ def decode_span(packed: bytes) -> Span:
         raise damaged(f"its span cannot be read ({error!r})") from error
 
 
-def encode(record: Record) -> bytes:
-    """The payload of a record; its span is kept beside it."""
-    packed = msgpack.packb(
-        {
-            "next": record.next_id,
-            "nodes": [
-                [file_id, int(n.kind), n.mode, n.uid, n.gid, n.target, n.entries]
-                for file_id, n in record.nodes.items()
-            ],
-            "born": record.born,
-            "xattrs": record.xattrs,
-            "files": [
-                [f.file_id, f.size, f.mtime_ns, [[r.offset, r.length, r.zero] for r in f.ranges]]
-                for f in record.files
-            ],
-            "data": record.data,
-        },
-        use_bin_type=True,
-    )
-    return zstandard.ZstdCompressor(level=1, write_content_size=True).compress(packed)
+class Codec:
+    """Payloads of records, with contexts that are used again: setting one up costs more than a small record."""
 
+    def __init__(self) -> None:
+        self._packer = zstandard.ZstdCompressor(level=1, write_content_size=True)
+        self._unpacker = zstandard.ZstdDecompressor()
 
-def decode(span: Span, payload: bytes) -> Record:
-    """Raises Corrupt (``undo-damaged``)."""
-    try:
-        if zstandard.get_frame_parameters(payload).content_size > _DECODED_MAX_BYTES:
-            raise damaged("it is larger than any record")
-        packed = zstandard.ZstdDecompressor().decompress(payload, max_output_size=_DECODED_MAX_BYTES)
-        fields: dict[str, Any] = msgpack.unpackb(packed, raw=False, max_array_len=_MOST_ITEMS)
-        return Record(
-            span,
-            fields["next"],
+    def encode(self, record: Record) -> bytes:
+        """The payload of a record; its span is kept beside it."""
+        fields = msgpack.packb(
             {
-                file_id: OldNode(trees.Kind(kind), mode, uid, gid, target, tuple((p, n) for p, n in entries))
-                for file_id, kind, mode, uid, gid, target, entries in fields["nodes"]
+                "next": record.next_id,
+                "nodes": [
+                    [file_id, int(n.kind), n.mode, n.uid, n.gid, n.target, n.entries]
+                    for file_id, n in record.nodes.items()
+                ],
+                "born": record.born,
+                "xattrs": record.xattrs,
+                "files": [
+                    [f.file_id, f.size, f.mtime_ns, [[r.offset, r.length, r.zero] for r in f.ranges]]
+                    for f in record.files
+                ],
             },
-            fields["born"],
-            [(file_id, name, value) for file_id, name, value in fields["xattrs"]],
-            [
-                OldFile(file_id, size, mtime_ns, tuple(OldRange(o, n, z) for o, n, z in ranges))
-                for file_id, size, mtime_ns, ranges in fields["files"]
-            ],
-            fields["data"],
+            use_bin_type=True,
         )
-    except (ValueError, KeyError, TypeError, zstandard.ZstdError, msgpack.UnpackException) as error:
-        raise damaged(f"it cannot be read ({error!r})") from error
+        return self._packer.compress(b"".join((_LENGTH.pack(len(fields)), fields, record.data)))
+
+    def decode(self, span: Span, payload: bytes) -> Record:
+        """Raises Corrupt (``undo-damaged``)."""
+        try:
+            if zstandard.get_frame_parameters(payload).content_size > _DECODED_MAX_BYTES:
+                raise damaged("it is larger than any record")
+            whole = self._unpacker.decompress(payload, max_output_size=_DECODED_MAX_BYTES)
+            end = _LENGTH.size + _LENGTH.unpack_from(whole)[0]
+            fields = msgpack.unpackb(whole[_LENGTH.size : end], raw=False, max_array_len=_MOST_ITEMS)
+            return _record(span, fields, whole[end:])
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            struct.error,
+            zstandard.ZstdError,
+            msgpack.UnpackException,
+        ) as error:
+            raise damaged(f"it cannot be read ({error!r})") from error
+
+
+def _record(span: Span, fields: dict[str, Any], data: bytes) -> Record:
+    return Record(
+        span,
+        fields["next"],
+        {
+            file_id: OldNode(trees.Kind(kind), mode, uid, gid, target, tuple((p, n) for p, n in entries))
+            for file_id, kind, mode, uid, gid, target, entries in fields["nodes"]
+        },
+        fields["born"],
+        [(file_id, name, value) for file_id, name, value in fields["xattrs"]],
+        [
+            OldFile(file_id, size, mtime_ns, tuple(OldRange(o, n, z) for o, n, z in ranges))
+            for file_id, size, mtime_ns, ranges in fields["files"]
+        ],
+        data,
+    )
 
 
 def checksum(span: bytes, payload: bytes) -> bytes:
