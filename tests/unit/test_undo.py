@@ -107,7 +107,9 @@ def test_going_back_gives_what_a_replay_up_to_there_gives(
 
 
 @given(st.lists(st.integers(0, 1 << 16), min_size=40, max_size=400), st.integers(0, 1 << 32), st.data())
-@settings(max_examples=30, deadline=None, phases=[Phase.generate])  # each example forks and syncs: slow to shrink
+@settings(
+    max_examples=30, deadline=None, phases=[Phase.reuse, Phase.generate]
+)  # each example forks and syncs: slow to shrink
 def test_after_a_crash_anywhere_in_a_run_the_directory_goes_on_and_still_goes_back(
     steering: list[int], seed: int, data: st.DataObject
 ) -> None:

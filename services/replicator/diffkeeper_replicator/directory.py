@@ -234,6 +234,7 @@ def open_or_begin(
             lambda: islice(journal.frames_after(start), count),
             allow_setid=allow_setid,
             graves=kept.graves if usable is not None else None,
+            dying=kept.log.dying(),
         )
     return _start(files, note, state, allow_setid, kept)
 

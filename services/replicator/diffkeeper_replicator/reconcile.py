@@ -34,10 +34,12 @@ def reconcile(
     *,
     allow_setid: bool = False,
     graves: Graves | None = None,
+    dying: dict[int, int] | None = None,
 ) -> trees.TreeState:
     """Bring ``root`` to the last of the frames and give the state there; ``state`` is used up. Blocking.
 
-    What the log removes goes into ``graves``, where undo records may need it. Raises Corrupt when the frames
+    What the log removes goes into ``graves``, where undo records may need it; ``dying`` (inode → id) tells of such
+    files that the state does not know. Raises Corrupt when the frames
     contradict the tree or something else changed the directory, Transient when the disk is full: then call again with
     the state at P.
     """
@@ -47,7 +49,7 @@ def reconcile(
     for frame in after():
         replay_names(tree, frame.columns())
         at, stamp = frames.Tip(frame.position, frame.hash), frame.header.last
-    dying = {}
+    dying = dict(dying or {})
     for file_id in [file_id for file_id in identities if file_id not in tree.nodes]:
         dying[identities.pop(file_id).inode] = file_id
     root_fd = safe_paths.open_root(root)

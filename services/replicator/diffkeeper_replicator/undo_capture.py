@@ -136,7 +136,8 @@ def capture(
     """
     tree, handles = applier.tree, applier.handles
     planned = plan(tree, run)
-    record = Record(Span(before, stamp, after, tuple(sorted(planned.going))), tree.next_id, born=planned.born)
+    graves = tuple((file_id, applier.identities[file_id].inode) for file_id in sorted(planned.going))
+    record = Record(Span(before, stamp, after, graves), tree.next_id, born=planned.born)
     for file_id in sorted(planned.nodes):
         node = tree.nodes[file_id]
         record.nodes[file_id] = OldNode(

@@ -87,7 +87,7 @@ class UndoLog:
                 path.unlink()
         log.tip = log._kept[-1].span.after if log._kept else log._begun()
         for kept in log._kept:
-            log.graves.update(kept.span.graves)
+            log.graves.update(_ids(kept.span))
         return log
 
     @property
@@ -138,13 +138,17 @@ class UndoLog:
         self._kept.append(
             _Kept(record.span, segment, at + _HEAD.size + len(span), span, len(payload), digest)
         )
-        self.graves.update(record.span.graves)
+        self.graves.update(_ids(record.span))
         self.tip = record.span.after
 
     def spans_back(self) -> Iterator[Span]:
         """Newest first."""
         for kept in reversed(self._kept):
             yield kept.span
+
+    def dying(self) -> dict[int, int]:
+        """Inode → id of the files that the newest run removes: it may have been broken off before."""
+        return {inode: file_id for file_id, inode in self._kept[-1].span.graves} if self._kept else {}
 
     def records_back(self, target: positions.Position) -> Iterator[Record]:
         """Newest first, up to the one that leads to ``target`` or before it. Raises Corrupt (``undo-damaged``)."""
@@ -214,8 +218,8 @@ class UndoLog:
 
     def _unname(self, span: Span) -> list[int]:
         """A record goes; the graves that no other names."""
-        self.graves.subtract(span.graves)
-        gone = [grave for grave in span.graves if self.graves[grave] <= 0]
+        self.graves.subtract(_ids(span))
+        gone = [grave for grave in _ids(span) if self.graves[grave] <= 0]
         for grave in gone:
             del self.graves[grave]
         return gone
@@ -280,6 +284,10 @@ class UndoLog:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _ids(span: Span) -> list[int]:
+    return [file_id for file_id, _ in span.graves]
 
 
 def _read_kept(fd: int, segment: _Segment, size: int) -> _Kept | None:

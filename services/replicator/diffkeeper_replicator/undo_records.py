@@ -62,8 +62,8 @@ class Span:
     before: frames.Tip
     stamp: int  # of ``before``
     after: frames.Tip
-    # Ids whose last name the run takes and that lived before it: their files are kept as graves.
-    graves: tuple[int, ...] = ()
+    # Ids that lived before the run and whose last name it may take, with their inodes: such files are kept as graves.
+    graves: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ def encode_span(span: Span) -> bytes:
         [
             [before.position.epoch, before.position.sequence, before.hash, span.stamp],
             [after.position.epoch, after.position.sequence, after.hash],
-            list(span.graves),
+            span.graves,
         ]
     )
     return packed
@@ -101,7 +101,7 @@ def decode_span(packed: bytes) -> Span:
             frames.Tip(positions.Position(e0, s0), h0),
             stamp,
             frames.Tip(positions.Position(e1, s1), h1),
-            tuple(graves),
+            tuple((file_id, inode) for file_id, inode in graves),
         )
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise damaged(f"its span cannot be read ({error!r})") from error
