@@ -16,6 +16,7 @@ from blake3 import blake3
 from diffkeeper import atomic_files
 from diffkeeper.domain import errors, frames, positions, trees
 from diffkeeper_replicator import chains
+from diffkeeper_replicator.undo_log import Bounds
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -86,6 +87,8 @@ class DirectoryNote(msgspec.Struct, frozen=True):
     adopted: str | None = None
     # Given to the program: what the tree checkpoint says of it is history.
     left: bool = False
+    # The position it was being brought back to; None but during that.
+    rewinding: str | None = None
 
 
 class _Promise(msgspec.Struct, frozen=True):
@@ -95,8 +98,10 @@ class _Promise(msgspec.Struct, frozen=True):
 class VolumeFiles:
     """The files of one volume below the replicator's directory. Every write blocks for fsyncs."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, undo_bounds: Bounds | None = None) -> None:
         self.directory = directory
+        self.undo = directory / "undo"
+        self.undo_bounds = undo_bounds or Bounds()
         self.journal = directory / "journal"
         self.orphans = directory / "orphans"
         self.promoted = directory / "promoted.state"
