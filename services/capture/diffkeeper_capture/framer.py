@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from diffkeeper.domain import clocks, deltas, frames, limits, positions
+from diffkeeper_capture import write_lanes
 
 NO_FLAGS = frames.Flag(0)
 _AT_US_MAX = (1 << 32) - 1
@@ -102,6 +103,8 @@ class Framer:
         self._epoch = epoch
         self._clock = clock
         self._stamp = last_stamp
+        # Where plain writes wait; taken before anything else is looked at or added.
+        self._lane: write_lanes.Lane | None = None
         self._compressor = frames.Compressor(level)
         self._packer = packer
         # Used in the packer's thread only: a compressor is not for two threads.
@@ -119,11 +122,13 @@ class Framer:
     @property
     def pending(self) -> int:
         """How many deltas wait in the open frame."""
+        self.absorb()
         return len(self._columns.ops)
 
     @property
     def changes_something(self) -> bool:
         """Whether the open frame holds more than marks of sync calls, which nobody waits for."""
+        self.absorb()
         return bool(self._columns.ops.strip(_MARKS))
 
     @property
@@ -133,15 +138,44 @@ class Framer:
 
     @property
     def pending_bytes(self) -> int:
+        self.absorb()
         return self._columns.payload_bytes
 
     def oldest_pending_age(self) -> int:
         """Microseconds since the first delta of the open frame happened; 0 when it has none."""
+        self.absorb()
         if not self._columns.ops:
             return 0
         return max(0, self._clock.monotonic_us() - self._first_us)
 
+    def use_lane(self, lane: write_lanes.Lane) -> None:
+        """Take plain writes from here too, from now on."""
+        lane.on_full = self.absorb
+        self._lane = lane
+        self._tell_room()
+
+    def absorb(self) -> None:
+        """Take what waits in the lane."""
+        lane = self._lane
+        if lane is None or not lane.count:
+            return
+        if not self._columns.ops:
+            self._begin(lane.first_us)
+        lane.pour(self._columns, self._first_us)
+        self._grown()
+
+    def _grown(self) -> None:
+        if self._columns.payload_bytes >= limits.FRAME_TARGET_BYTES:
+            self._full()
+        else:
+            self._tell_room()
+
+    def _tell_room(self) -> None:
+        if self._lane is not None:
+            self._lane.make_room(limits.FRAME_TARGET_BYTES - self._columns.payload_bytes)
+
     def add_write(self, file_id: int, offset: int, data: bytes | memoryview, at_us: int) -> None:
+        self.absorb()
         columns = self._columns
         if not columns.ops:
             self._begin(at_us)
@@ -149,23 +183,24 @@ class Framer:
         if not 0 <= at <= _AT_US_MAX:
             at = self._within(at)
         columns.add_write(file_id, offset, data, at)
-        if columns.payload_bytes >= limits.FRAME_TARGET_BYTES:
-            self._full()
+        self._grown()
 
     def add(self, delta: deltas.Delta) -> None:
+        self.absorb()
         columns = self._columns
         if not columns.ops:
             self._begin(delta.at_us or self._clock.monotonic_us())
         last = columns.at_us[-1] if columns.at_us else 0
         at = self._within(delta.at_us - self._first_us) if delta.at_us else last
         columns.add(replace(delta, at_us=at))
-        if columns.payload_bytes >= limits.FRAME_TARGET_BYTES:
-            self._full()
+        self._grown()
 
     def note_fidelity(self, fidelity: frames.Fidelity) -> None:
+        self.absorb()
         self._noted = max(self._noted, fidelity)
 
     def set_floor(self, fidelity: frames.Fidelity) -> None:
+        self.absorb()
         if self._columns.ops:
             self._noted = max(self._noted, self._floor)
         self._floor = fidelity
@@ -176,6 +211,7 @@ class Framer:
 
     def take(self) -> list[frames.Frame]:
         """Frames that filled up by themselves and are packed, in order. The open frame stays open."""
+        self.absorb()
         while self._unchained and self._unchained[0].packed.done():
             self._chain()
         taken, self._ready = self._ready, []
@@ -188,6 +224,7 @@ class Framer:
         already covers it. (A program that fsyncs a thousand clean files, as PostgreSQL does when it recovers, must
         not wait for a thousand receipts.) Other flags make an empty frame that carries them.
         """
+        self.absorb()
         waiting = bool(self._ready) or bool(self._unchained)
         pending = self.changes_something if flags == frames.Flag.BARRIER else bool(self._columns.ops)
         if pending or flags & ~frames.Flag.BARRIER or (flags and waiting):
@@ -203,6 +240,7 @@ class Framer:
         self._noted = frames.Fidelity.EXACT
         self._first_us = 0
         self._first_stamp: clocks.Stamp = 0
+        self._tell_room()
 
     def _begin(self, at_us: int) -> None:
         """The first delta of a frame: its time on the wall clock is that long ago by the monotonic one."""

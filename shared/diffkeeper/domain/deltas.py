@@ -78,6 +78,7 @@ FILE_ID_MAX = (1 << 63) - 1
 
 _HEAD = struct.Struct("<III")  # number of deltas, bytes of args, bytes of data
 _BYTES_PER_DELTA = 1 + 8 + 8 + 8 + 4
+_WRITE_OP = bytes([Op.WRITE])
 
 
 class Columns:
@@ -108,6 +109,24 @@ class Columns:
         self.at_us.append(at_us)
         self.data += data
         self.payload_bytes += size + _BYTES_PER_DELTA
+
+    def add_writes(
+        self,
+        file_ids: memoryview,
+        offsets: memoryview,
+        lengths: memoryview,
+        at_us: memoryview,
+        data: memoryview,
+    ) -> None:
+        """Many WRITEs: bytes of the four columns, in native order, and the data of all."""
+        count = len(at_us) // self.at_us.itemsize
+        self.ops += _WRITE_OP * count
+        self.file_ids.frombytes(file_ids)
+        self.offsets.frombytes(offsets)
+        self.lengths.frombytes(lengths)
+        self.at_us.frombytes(at_us)
+        self.data += data
+        self.payload_bytes += len(data) + count * _BYTES_PER_DELTA
 
     def add(self, delta: Delta) -> None:
         op = delta.op
