@@ -24,13 +24,14 @@ _AT_US_MAX = (1 << 32) - 1
 assert limits.FRAME_TARGET_BYTES // 29 < limits.FRAME_MAX_DELTAS
 
 
-# Of zstd. Frames that fill up by themselves while a program runs come a hundred times a second: there the time
-# is worth more than some bytes (2.1 instead of 5.7 us for 4 KiB of which half compresses).
+# Of zstd. A large frame of a program that runs means many more of them: there the time is worth more than some
+# bytes (2.1 instead of 5.7 us for 4 KiB of which half compresses).
 LEVEL = 1
 HURRIED_LEVEL = -1
+HURRIED_FROM_BYTES = 256 * 1024
 
 # Frames packed at once; the next one waits for the oldest of them, so that memory stays bounded.
-PACKING_MAX = 8
+PACKING_MAX = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,18 @@ class _Unchained:
     flags: frames.Flag
     fidelity: frames.Fidelity
     successor: str
+
+
+class _Compressors:
+    """A careful and a hurried one."""
+
+    def __init__(self, level: int) -> None:
+        self._careful = frames.Compressor(level)
+        self._hurried = frames.Compressor(min(level, HURRIED_LEVEL))
+
+    def choose(self, columns: deltas.Columns, in_base: bool) -> frames.Compressor:
+        is_hurried = columns.payload_bytes >= HURRIED_FROM_BYTES and not in_base
+        return self._hurried if is_hurried else self._careful
 
 
 class FrameSink(Protocol):
@@ -110,11 +123,10 @@ class Framer:
         self._stamp = last_stamp
         # Where plain writes wait; taken before anything else is looked at or added.
         self._lane: write_lanes.Lane | None = None
-        self._compressor = frames.Compressor(level)
+        self._compressors = _Compressors(level)
         self._packer = packer
         # Used in the packer's thread only: a compressor is not for two threads.
-        self._packers_compressor = frames.Compressor(level)
-        self._hurried_compressor = frames.Compressor(min(level, HURRIED_LEVEL))
+        self._packers_compressors = _Compressors(level)
         self._unchained: deque[_Unchained] = deque()
         self._floor = self._noted = frames.Fidelity.EXACT
         self._ready: list[frames.Frame] = []
@@ -235,7 +247,7 @@ class Framer:
         pending = self.changes_something if flags == frames.Flag.BARRIER else bool(self._columns.ops)
         if pending or flags & ~frames.Flag.BARRIER or (flags and waiting):
             packed: Future[frames.Packed] = Future()
-            packed.set_result(frames.pack(self._columns, self._compressor))
+            packed.set_result(self._pack_now())
             self._close(packed, flags, successor)
         while self._unchained:
             self._chain()
@@ -262,14 +274,17 @@ class Framer:
         """Close the open frame because of its size."""
         packed: Future[frames.Packed]
         if self._packer is not None:
-            compressor = self._packers_compressor if self.in_base else self._hurried_compressor
+            compressor = self._packers_compressors.choose(self._columns, self.in_base)
             packed = self._packer.submit(frames.pack, self._columns, compressor)
         else:
             packed = Future()
-            packed.set_result(frames.pack(self._columns, self._compressor))
+            packed.set_result(self._pack_now())
         self._close(packed, NO_FLAGS, "")
         if len(self._unchained) > PACKING_MAX:
             self._chain()
+
+    def _pack_now(self) -> frames.Packed:
+        return frames.pack(self._columns, self._compressors.choose(self._columns, self.in_base))
 
     def _close(self, packed: Future[frames.Packed], flags: frames.Flag, successor: str) -> None:
         columns = self._columns

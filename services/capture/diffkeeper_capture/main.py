@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import sys
 from pathlib import Path
 
-from diffkeeper import http, service, settings
+from diffkeeper import heap, http, service, settings
 from diffkeeper.log.nats_event_log import NatsEventLog
 from diffkeeper_capture.agent import Agent
 from diffkeeper_capture.agent_api import AgentApi
@@ -16,8 +15,6 @@ from diffkeeper_capture.settings import AgentSettings
 
 # How long a thread that packs frames may keep the interpreter from the one that reads the ring.
 SWITCH_INTERVAL_S = 0.0005
-# M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX of glibc's malloc.h.
-_MALLOC = {-3: 32 * 1024 * 1024, -1: 32 * 1024 * 1024, -8: 2}
 
 
 def main() -> None:
@@ -31,16 +28,6 @@ def main() -> None:
         await _serve(scope, settings.load(config, AgentSettings))
 
     service.run_service("diffkeeper-capture", serve)
-
-
-def _hold_memory() -> None:
-    """Let the C library keep the blocks that frames are made of: to give them back and have them zeroed by the kernel
-    for each frame takes as long as compressing it. What is kept is bounded, because what is in work is.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter, value in _MALLOC.items():
-            mallopt(parameter, value)
 
 
 def _hurry(nice: int, scope: service.Scope) -> int:
@@ -60,7 +47,7 @@ def _hurry(nice: int, scope: service.Scope) -> int:
 
 
 async def _serve(scope: service.Scope, loaded: AgentSettings) -> None:
-    _hold_memory()
+    heap.hold()
     program_nice = _hurry(loaded.nice, scope)
     token = settings.read_token(Path(loaded.token_file))
     secret = settings.read_token(Path(loaded.broker_secret_file))
@@ -68,6 +55,7 @@ async def _serve(scope: service.Scope, loaded: AgentSettings) -> None:
     agent = Agent(loaded, log, program_nice)
     try:
         agent.open()
+        heap.trim()
         scope.spawn("drain", agent.run())
         app = http.make_app(token)
         AgentApi(agent).add_to(app)

@@ -100,7 +100,6 @@ def library() -> ctypes.CDLL | None:
     found.dk_take.argtypes = (ctypes.POINTER(Ring), u64, u64, ctypes.c_void_p, u32)
     found.dk_take.restype = u32
     found.dk_learn.argtypes = (lane, u64, u32, u32, u64)
-    found.dk_forget.argtypes = found.dk_relate.argtypes = None
     found.dk_learn.restype = found.dk_forget.restype = found.dk_relate.restype = None
     found.dk_forget.argtypes = (lane,)
     found.dk_relate.argtypes = (lane, u64)
