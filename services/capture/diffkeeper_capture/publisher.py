@@ -32,7 +32,7 @@ class Window:
     """How much may be under way at once."""
 
     frames: int = 256
-    bytes: int = 8 * 1024 * 1024
+    bytes: int = 4 * 1024 * 1024
 
 
 @dataclass(slots=True)

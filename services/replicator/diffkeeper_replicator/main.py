@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from diffkeeper import http, metrics, service, settings
+from diffkeeper import heap, http, metrics, service, settings
 from diffkeeper.log import nats_event_log
 from diffkeeper_replicator import gauges, replicator_api
 from diffkeeper_replicator.history_main import HistorySettings
@@ -32,6 +32,7 @@ def main() -> None:
 
 
 async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
+    heap.hold()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     _raise_descriptor_limit()
     token = settings.read_token(Path(wanted.token_file))
