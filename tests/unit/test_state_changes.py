@@ -39,7 +39,14 @@ def without_setid(found: replays.Snapshot) -> replays.Snapshot:
     shown: replays.Snapshot = {}
     for path, (kind, mode, uid, gid, what, xattrs) in found.items():
         plain = kind in ("FILE", "DIR")
-        shown[path] = (kind, mode & ~0o6000 if kind != "SYMLINK" else mode, uid, gid, what, xattrs if plain else {})
+        shown[path] = (
+            kind,
+            mode & ~0o6000 if kind != "SYMLINK" else mode,
+            uid,
+            gid,
+            what,
+            xattrs if plain else {},
+        )
     return shown
 
 

@@ -167,7 +167,9 @@ def test_the_index_knows_each_path_at_the_moment_of_its_delta(rig: Rig) -> None:
     assert found(path=b"e/f", limit=1) == ["1.3"]
     assert found(path=b"e/f", limit=1, after=1) == ["1.2"]
     assert found(path=b"nothing") == []
-    assert found(min_bytes=len(log[0].wire)) == [row["position"] for row in rows if row["bytes"] >= len(log[0].wire)]
+    assert found(min_bytes=len(log[0].wire)) == [
+        row["position"] for row in rows if row["bytes"] >= len(log[0].wire)
+    ]
     assert rig.history.index.totals(Wanted(path=b"e"))["frames"] == 3
 
 

@@ -103,7 +103,9 @@ class Api:
                 web.post("/v1/volumes/{volume}/failover", self.failover),
                 web.get("/v1/volumes/{volume}/log", self.log),
                 web.route("*", "/v1/volumes/{volume}/history", self._service.history_reader.pass_on),
-                web.route("*", "/v1/volumes/{volume}/history/{tail:.*}", self._service.history_reader.pass_on),
+                web.route(
+                    "*", "/v1/volumes/{volume}/history/{tail:.*}", self._service.history_reader.pass_on
+                ),
                 web.get("/v1/operations", self.operations),
                 web.get("/v1/operations/{operation}", self.operation),
                 web.post("/v1/sites/{site}/stop", self.stop_site),

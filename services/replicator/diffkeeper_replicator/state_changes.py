@@ -93,7 +93,11 @@ class _Patch:
         for path, file_id in reversed(entries):
             now = self._old.tree.nodes[file_id]
             parent, name = self._entry(path)
-            if file_id in self._new.tree.nodes and file_id not in self._aside and not self._has_right(file_id):
+            if (
+                file_id in self._new.tree.nodes
+                and file_id not in self._aside
+                and not self._has_right(file_id)
+            ):
                 aside = b"%s%d" % (self._prefix, file_id)
                 yield ("rename", path, aside, False)
                 self._tree.apply(Delta(Op.RENAME, file_id, args=(parent, name, ROOT_ID, aside, False)))

@@ -160,9 +160,7 @@ class VolumeHistory:
             self._states.append(found)
         return found
 
-    def states_at(
-        self, one: positions.Position, other: positions.Position
-    ) -> tuple[State, State]:
+    def states_at(self, one: positions.Position, other: positions.Position) -> tuple[State, State]:
         """Two states that share their contents where one replay leads over both: then what is the same is
         seen without reading it.
         """
@@ -202,7 +200,9 @@ class VolumeHistory:
 
     def _nearest(self, position: positions.Position) -> State:
         """A state of one's own at or before a position."""
-        below = [found for found in checkpoints.found(self.checkpoints) if found.sequence <= position.sequence]
+        below = [
+            found for found in checkpoints.found(self.checkpoints) if found.sequence <= position.sequence
+        ]
         with self._asking:
             near = [state for state in self._states if state.position.sequence <= position.sequence]
         best = max(near, key=lambda state: state.position, default=None)
