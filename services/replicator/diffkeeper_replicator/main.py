@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffkeeper import http, metrics, service, settings
 from diffkeeper.log import nats_event_log
-from diffkeeper_replicator import gauges, replicator_api
+from diffkeeper_replicator import clones, gauges, replicator_api
 from diffkeeper_replicator.replicator import Replicator
 from diffkeeper_replicator.settings import ReplicatorSettings
 
@@ -51,6 +51,7 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
         await replicator.resume()
         app = http.make_app(token)
         replicator_api.add_routes(app, replicator, now_us)
+        clones.add_routes(app, replicator)
         measured = metrics.Metrics()
         gauges.register(measured, replicator)
         app.add_routes([measured.route()])
