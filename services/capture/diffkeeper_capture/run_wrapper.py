@@ -165,7 +165,8 @@ def _told_to_go_on(descriptor: int) -> bool:
     try:
         with socket.socket(fileno=descriptor) as agent:
             agent.settimeout(WORD_S)
-            agent.send(READY)
+            with contextlib.suppress(BrokenPipeError):  # it has given its word already, and left
+                agent.send(READY)
             return agent.recv(1) == GO_ON
     except OSError:
         return False  # it gave up, or has forgotten

@@ -79,6 +79,9 @@ class Layout:
     def volumes(self, site: str) -> Path:
         return self.site(site) / "volumes"
 
+    def clones(self, site: str) -> Path:
+        return self.site(site) / "clones"
+
     def replica(self, site: str, volume: str, reign: int | None = None) -> Path:
         """The replica's directory; ``reign`` tells it apart from one that a dead leader left behind."""
         return self.volumes(site) / (volume if reign is None else f"{volume}.{reign}")

@@ -14,9 +14,11 @@ import structlog
 
 from diffkeeper import __version__
 from diffkeeper.domain import errors
-from diffkeeper_control import failover_requests, operations, processes, programs, registry
+from diffkeeper_control import drill_reports, failover_requests, operations, processes, programs, registry
+from diffkeeper_control.clones import Clones
 from diffkeeper_control.coordinator import Coordinator, Spawn
 from diffkeeper_control.door_keeper import DoorKeeper
+from diffkeeper_control.drills import Drills
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.failover_requests import Asked
 from diffkeeper_control.hands import SiteHands
@@ -56,6 +58,8 @@ class ControlService:
         self.log_reader = LogReader(embedded, self.registry, self.monitor)
         self.history_reader = HistoryReader(embedded, self.registry, self.monitor)
         self.views = Views(embedded, self.registry, self.monitor, self.doors)
+        self.clones = Clones(embedded, self.registry)
+        self.drills = Drills(embedded, self.registry, self.monitor, self.operations, self.views, self.clones)
         self.shutdown_asked = asyncio.Event()
         self.shutdown_timeout_s = 60.0
         self._started_us = time.time_ns() // 1000
@@ -82,7 +86,7 @@ class ControlService:
                 "pid": self.pid,
             },
             "sites": [self.views.site(site) for site in embedded.sites],
-            "volumes": [self.views.volume(volume) for volume in self.registry.all()],
+            "volumes": [self._shown(volume) for volume in self.registry.all()],
             "operations": [operations.view(operation) for operation in self.operations.unfinished()],
             "at_us": time.time_ns() // 1000,
         }
@@ -92,7 +96,15 @@ class ControlService:
         volume = self.registry.get(name)
         running = [site for site in self.embedded.sites if not self.embedded.is_stopped(site)]
         await asyncio.gather(*(self.monitor.look(site) for site in running))
-        return self.views.volume(self.registry.get(volume.name))
+        return self._shown(self.registry.get(volume.name))
+
+    def _shown(self, volume: registry.Volume) -> dict[str, Any]:
+        reports, schedule = self.drills.reports(volume.name), self.drills.schedule_of(volume.name)
+        drill = {
+            "last": drill_reports.view(reports[-1] if reports else None),
+            "every_s": None if schedule is None else schedule.every_s,
+        }
+        return {**self.views.volume(volume), "drill": drill}
 
     async def begin_failover(self, name: str, asked: Asked) -> Operation:
         """Accept and start a failover, or refuse it with nothing changed."""

@@ -118,6 +118,9 @@ class Replicator(Service):
         since = "" if after is None else f"after={after}&"
         return await self.call("GET", f"/v1/volumes/{volume}/log?{since}limit={limit}")
 
+    async def clone(self, volume: str, to: str) -> Answer:
+        return await self._post(volume, "clone", {"to": to}, 3600.0)
+
     async def digest(self, volume: str) -> Answer:
         return await self.call("GET", f"/v1/volumes/{volume}/digest", timeout_s=600.0)
 

@@ -33,6 +33,8 @@ COMMANDS = {
     "verify": "verify:verify",
     "failover": "failover:failover",
     "switchover": "switchover:switchover",
+    "drill": "drill:drill",
+    "read": "read:read",
     "check": "check:check",
     "doctor": "doctor:doctor",
     "bench": "bench:bench",

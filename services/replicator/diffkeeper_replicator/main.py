@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffkeeper import heap, http, metrics, service, settings
 from diffkeeper.log import nats_event_log
-from diffkeeper_replicator import gauges, replicator_api
+from diffkeeper_replicator import clones, gauges, replicator_api
 from diffkeeper_replicator.history_main import HistorySettings
 from diffkeeper_replicator.history_process import HistoryProcess
 from diffkeeper_replicator.replicator import Replicator
@@ -66,6 +66,7 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
         replicator_api.add_routes(app, replicator, now_us)
         history.add_routes(app)
         scope.spawn("history", history.run())
+        clones.add_routes(app, replicator)
         measured = metrics.Metrics()
         gauges.register(measured, replicator)
         app.add_routes([measured.route()])

@@ -48,14 +48,16 @@ class Load:
 
     async def run(self) -> None:
         began, number = time.monotonic(), 0
-        async with asyncio.TaskGroup() as group:
-            while not self._stop:
-                due = began + number / self._rate
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
-                group.create_task(self._ask(number, due))
-                number += 1
-        for _, writer in self._idle:
-            writer.close()
+        try:
+            async with asyncio.TaskGroup() as group:
+                while not self._stop:
+                    due = began + number / self._rate
+                    await asyncio.sleep(max(0.0, due - time.monotonic()))
+                    group.create_task(self._ask(number, due))
+                    number += 1
+        finally:
+            for _, writer in self._idle:
+                writer.transport.abort()
 
     def stop(self) -> None:
         self._stop = True
@@ -75,10 +77,14 @@ class Load:
             reader, writer = self._idle.pop()
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        writer.write(b"POST /%d HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\n\r\n" % number)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]
-        await reader.readexactly(int(length))
+        try:
+            writer.write(b"POST /%d HTTP/1.1\r\nHost: bench\r\n\r\n" % number)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]
+            await reader.readexactly(int(length))
+        except BaseException:
+            writer.transport.abort()
+            raise
         self._idle.append((reader, writer))
         return int(head.split(b" ", 2)[1])
 
