@@ -133,7 +133,11 @@ def _fits(kind: str, value: Any) -> bool:
         case "bytes":
             return isinstance(value, bytes) and len(value) <= DATA_MAX_BYTES
         case "int":
-            return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= limits.FILE_MAX_OFFSET
+            return (
+                isinstance(value, int)
+                and not isinstance(value, bool)
+                and 0 <= value <= limits.FILE_MAX_OFFSET
+            )
         case "bool":
             return isinstance(value, bool)
         case "text":

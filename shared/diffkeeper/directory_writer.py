@@ -6,6 +6,7 @@ set by root only; set-id bits and privileged extended attributes are left out, a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -29,6 +30,7 @@ _PASSING_XATTR = frozenset({errno.EOPNOTSUPP, errno.EPERM, errno.ENODATA, errno.
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 
 
@@ -37,7 +39,9 @@ class DirectoryWriter:
     takes it to be, Transient when the disk is full, Corrupt when a digest does not hold.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, again: bool = False) -> None:
+        """``again``: the stream was begun before and broke off, so what it makes may stand there already."""
+        self._again = again
         self._root = os.open(root, _DIR_FLAGS)
         self._owners = os.geteuid() == 0
         # The directory and the file used last: streams stay with both for long.
@@ -67,7 +71,9 @@ class DirectoryWriter:
     def sync(self) -> None:
         """Everything written is on disk when this returns."""
         self._forget()
-        os.sync()
+        if _libc.syncfs(self._root) != 0:
+            code = ctypes.get_errno()
+            raise _meant(OSError(code, os.strerror(code)), "sync", b"")
 
     def digest(self, path: bytes) -> bytes:
         """BLAKE3 of a file's content as it stands on disk."""
@@ -83,25 +89,45 @@ class DirectoryWriter:
 
     def _do_mkdir(self, path: bytes) -> None:
         parent, name = self._parent(path)
-        os.mkdir(name, 0o700, dir_fd=parent)
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            if not self._again:
+                raise
+            os.close(os.open(name, _DIR_FLAGS, dir_fd=parent))  # it is one
+            os.chmod(name, 0o700, dir_fd=parent)
 
     def _do_create(self, path: bytes) -> None:
         parent, name = self._parent(path)
-        self._keep_file(path, os.open(name, _CREATE_FLAGS, 0o600, dir_fd=parent))
+        try:
+            fd = os.open(name, _CREATE_FLAGS, 0o600, dir_fd=parent)
+        except FileExistsError:
+            if not self._again:
+                raise
+            return  # what it holds is of the same moment, and verified by its digest
+        self._keep_file(path, fd)
 
     def _do_fifo(self, path: bytes) -> None:
-        parent, name = self._parent(path)
+        parent, name = self._free(path)
         os.mkfifo(name, 0o600, dir_fd=parent)
 
     def _do_symlink(self, path: bytes, target: bytes) -> None:
-        parent, name = self._parent(path)
+        parent, name = self._free(path)
         os.symlink(target, name, dir_fd=parent)
+
+    def _free(self, path: bytes) -> tuple[int, bytes]:
+        """Parent and name, nothing under it that an earlier try left."""
+        parent, name = self._parent(path)
+        if self._again:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=parent)
+        return parent, name
 
     def _do_link(self, old: bytes, new: bytes) -> None:
         parent, name = self._parent(old)
         parent = os.dup(parent)
         try:
-            to_parent, to_name = self._parent(new)
+            to_parent, to_name = self._free(new)
             os.link(name, to_name, src_dir_fd=parent, dst_dir_fd=to_parent, follow_symlinks=False)
         finally:
             os.close(parent)

@@ -145,9 +145,7 @@ def _refs(fields: dict[str, Any]) -> list[chunks.Ref]:
     if sizes and not 0 < min(sizes) <= max(sizes) <= chunks.MAX_BYTES:
         raise ValueError("a chunk has no size that a chunk can have")
     width = chunks.HASH_BYTES
-    return [
-        chunks.Ref(digests[at * width : (at + 1) * width], size) for at, size in enumerate(sizes)
-    ]
+    return [chunks.Ref(digests[at * width : (at + 1) * width], size) for at, size in enumerate(sizes)]
 
 
 def _runs(extents: Extents) -> Iterator[tuple[int, int]]:
@@ -178,9 +176,7 @@ def _chunks_of(
                 yield store.put(data)
 
 
-def _kept_chunks(
-    contents: Contents, extents: Extents, at: int, end: int
-) -> tuple[list[chunks.Ref], int]:
+def _kept_chunks(contents: Contents, extents: Extents, at: int, end: int) -> tuple[list[chunks.Ref], int]:
     """Chunks of the last checkpoint that stand whole from ``at`` on, and where they end."""
     begin, stop, address = next(extents.pieces(at, end))
     if address == HOLE or address < CHUNKS:

@@ -311,9 +311,7 @@ class ChunkStore:
     def _recover(self) -> None:
         """Cut off what a crash left beyond the index; make the index again where it was lost."""
         if self._index.execute("select 1 from chunk limit 1").fetchone() is None:
-            self._index.executemany(
-                "insert or replace into chunk values (?, ?, ?, ?, ?)", self._scan_packs()
-            )
+            self._index.executemany("insert or replace into chunk values (?, ?, ?, ?, ?)", self._scan_packs())
             self._index.commit()
         ends = dict(
             self._index.execute(
@@ -336,7 +334,10 @@ class ChunkStore:
                     ):
                         break
                     _, size, stored, _, digest = _HEAD.unpack_from(head)
-                    if size > chunks.MAX_BYTES or file.seek(offset + _HEAD_BYTES + stored) > path.stat().st_size:
+                    if (
+                        size > chunks.MAX_BYTES
+                        or file.seek(offset + _HEAD_BYTES + stored) > path.stat().st_size
+                    ):
                         break
                     yield digest, int(path.stem), offset, stored, size
                     offset += _HEAD_BYTES + stored

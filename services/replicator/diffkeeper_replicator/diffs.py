@@ -113,9 +113,7 @@ def _same_file(before: State, after: State, path: bytes, file_id: int) -> dict[s
     }
     if before.xattrs.get(file_id, {}) != after.xattrs.get(file_id, {}):
         attributes["xattrs"] = [len(before.xattrs.get(file_id, {})), len(after.xattrs.get(file_id, {}))]
-    ranges = (
-        list(_ranges(before, file_id, after, file_id)) if one.kind is trees.Kind.FILE else []
-    )
+    ranges = list(_ranges(before, file_id, after, file_id)) if one.kind is trees.Kind.FILE else []
     if not ranges and not attributes and _size(before, file_id) == _size(after, file_id):
         return None
     return _told(before, after, path, (file_id, file_id), ranges) | {"attributes": attributes}

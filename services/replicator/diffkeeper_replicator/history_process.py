@@ -62,7 +62,9 @@ class HistoryProcess:
     async def look(self) -> None:
         """Once: have it take in what has grown much; end it when it has nothing to do."""
         sizes = await asyncio.to_thread(self._journal_bytes)
-        grown = {volume for volume, size in sizes.items() if size - self._taken_in.get(volume, 0) >= GROWN_BYTES}
+        grown = {
+            volume for volume, size in sizes.items() if size - self._taken_in.get(volume, 0) >= GROWN_BYTES
+        }
         if grown:
             try:
                 await self.call("POST", "/v1/grow", timeout_s=3600.0)

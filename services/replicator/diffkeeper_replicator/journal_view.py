@@ -58,9 +58,7 @@ class JournalView:
             return []
         return [(int(path.name.removesuffix(journal.SUFFIX)), path) for path in found]
 
-    def _read(
-        self, segment: tuple[int, Path], sequence: int, *, is_last: bool
-    ) -> Iterator[frames.Frame]:
+    def _read(self, segment: tuple[int, Path], sequence: int, *, is_last: bool) -> Iterator[frames.Frame]:
         first, path = segment
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

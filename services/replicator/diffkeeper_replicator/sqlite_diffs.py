@@ -74,12 +74,16 @@ def _rows(db: sqlite3.Connection, table: str) -> dict[str, Any]:
     columns = [row[1] for row in db.execute(f"pragma main.table_info({_quoted(table)})")]
     key = [
         row[1]
-        for row in sorted(db.execute(f"pragma main.table_info({_quoted(table)})").fetchall(), key=lambda r: r[5])
+        for row in sorted(
+            db.execute(f"pragma main.table_info({_quoted(table)})").fetchall(), key=lambda r: r[5]
+        )
         if row[5]
     ]
     by = key or ["rowid"]
     told: dict[str, Any] = {"key": by, "columns": columns, "added": 0, "removed": 0, "changed": 0, "rows": []}
-    for change, one, other in _merged(_read(db, "old", table, by, columns), _read(db, "main", table, by, columns)):
+    for change, one, other in _merged(
+        _read(db, "old", table, by, columns), _read(db, "main", table, by, columns)
+    ):
         told[change] += 1
         if len(told["rows"]) < ROWS_MAX:
             told["rows"].append(_told(change, by, columns, one, other))
@@ -89,7 +93,9 @@ def _rows(db: sqlite3.Connection, table: str) -> dict[str, Any]:
 Row = tuple[Any, ...]
 
 
-def _read(db: sqlite3.Connection, schema: str, table: str, by: list[str], columns: list[str]) -> Iterator[Row]:
+def _read(
+    db: sqlite3.Connection, schema: str, table: str, by: list[str], columns: list[str]
+) -> Iterator[Row]:
     """(sort key, key, values), in the order of the key as SQLite sorts without collations."""
     names = ", ".join(_quoted(name) for name in by)
     values = ", ".join(_quoted(name) for name in columns)
@@ -128,7 +134,9 @@ def _sortable(value: Any) -> tuple[int, Any]:
     return (3, value)
 
 
-def _told(change: str, by: list[str], columns: list[str], one: Row | None, other: Row | None) -> dict[str, Any]:
+def _told(
+    change: str, by: list[str], columns: list[str], one: Row | None, other: Row | None
+) -> dict[str, Any]:
     row = other if other is not None else one
     assert row is not None, "a change has a side"
     told: dict[str, Any] = {

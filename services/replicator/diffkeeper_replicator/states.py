@@ -57,9 +57,7 @@ class State:
         made.replayed_deltas, made.replayed_bytes = self.replayed_deltas, self.replayed_bytes
         return made
 
-    def apply(
-        self, tip: frames.Tip, stamp: int, columns: deltas.Columns, count: int | None = None
-    ) -> None:
+    def apply(self, tip: frames.Tip, stamp: int, columns: deltas.Columns, count: int | None = None) -> None:
         """One step of the log, or only its first ``count`` deltas. Raises Corrupt for a contradiction."""
         address = self.contents.add(columns.data)
         self._apply(columns, address, len(columns) if count is None else count, stamp)
