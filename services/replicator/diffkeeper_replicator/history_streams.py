@@ -160,7 +160,7 @@ def content(state: State, path: bytes) -> tuple[int, Iterator[bytes]]:
         raise errors.NotFound(
             f"there is no {path.decode('utf-8', 'replace')} at {state.position}",
             reason="unknown-path",
-            hint="dkctl log VOLUME PATH shows when it was there",
+            hint="dkctl log with the path shows when it was there",
         )
     node = state.tree.nodes[file_id]
     if node.kind is not trees.Kind.FILE:
