@@ -6,10 +6,12 @@ set by root only; set-id bits and privileged extended attributes are left out, a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from blake3 import blake3
@@ -20,6 +22,7 @@ from diffkeeper.domain import errors
 _DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE_FLAGS = _FILE_FLAGS | os.O_CREAT | os.O_EXCL
+_LOOK_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _XATTR_ALLOWED = (b"user.", b"system.posix_acl_")
 _SETID_BITS = 0o6000
 _PUNCH = 0x02 | 0x01
@@ -29,6 +32,7 @@ _PASSING_XATTR = frozenset({errno.EOPNOTSUPP, errno.EPERM, errno.ENODATA, errno.
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 
 
@@ -37,7 +41,9 @@ class DirectoryWriter:
     takes it to be, Transient when the disk is full, Corrupt when a digest does not hold.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, again: bool = False) -> None:
+        """``again``: the stream was begun before and broke off, so what it makes may stand there already."""
+        self._again = again
         self._root = os.open(root, _DIR_FLAGS)
         self._owners = os.geteuid() == 0
         # The directory and the file used last: streams stay with both for long.
@@ -67,7 +73,9 @@ class DirectoryWriter:
     def sync(self) -> None:
         """Everything written is on disk when this returns."""
         self._forget()
-        os.sync()
+        if _libc.syncfs(self._root) != 0:
+            code = ctypes.get_errno()
+            raise _meant(OSError(code, os.strerror(code)), "sync", b"")
 
     def digest(self, path: bytes) -> bytes:
         """BLAKE3 of a file's content as it stands on disk."""
@@ -83,25 +91,45 @@ class DirectoryWriter:
 
     def _do_mkdir(self, path: bytes) -> None:
         parent, name = self._parent(path)
-        os.mkdir(name, 0o700, dir_fd=parent)
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            if not self._again:
+                raise
+            os.close(os.open(name, _DIR_FLAGS, dir_fd=parent))  # it is one
+            os.chmod(name, 0o700, dir_fd=parent)
 
     def _do_create(self, path: bytes) -> None:
         parent, name = self._parent(path)
-        self._keep_file(path, os.open(name, _CREATE_FLAGS, 0o600, dir_fd=parent))
+        try:
+            fd = os.open(name, _CREATE_FLAGS, 0o600, dir_fd=parent)
+        except FileExistsError:
+            if not self._again:
+                raise
+            return  # what it holds is of the same moment, and verified by its digest
+        self._keep_file(path, fd)
 
     def _do_fifo(self, path: bytes) -> None:
-        parent, name = self._parent(path)
+        parent, name = self._free(path)
         os.mkfifo(name, 0o600, dir_fd=parent)
 
     def _do_symlink(self, path: bytes, target: bytes) -> None:
-        parent, name = self._parent(path)
+        parent, name = self._free(path)
         os.symlink(target, name, dir_fd=parent)
+
+    def _free(self, path: bytes) -> tuple[int, bytes]:
+        """Parent and name, nothing under it that an earlier try left."""
+        parent, name = self._parent(path)
+        if self._again:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=parent)
+        return parent, name
 
     def _do_link(self, old: bytes, new: bytes) -> None:
         parent, name = self._parent(old)
         parent = os.dup(parent)
         try:
-            to_parent, to_name = self._parent(new)
+            to_parent, to_name = self._free(new)
             os.link(name, to_name, src_dir_fd=parent, dst_dir_fd=to_parent, follow_symlinks=False)
         finally:
             os.close(parent)
@@ -161,47 +189,36 @@ class DirectoryWriter:
         parent, name = self._parent(path) if path else (self._root, b".")
         if self._owners:
             os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
-        fd = self._handle(path)
-        try:
-            if not self._is_link(fd):
-                os.chmod(f"/proc/self/fd/{fd}", mode & 0o7777 & ~_SETID_BITS)
-        finally:
-            os.close(fd)
+        with self._handle(path) as handle:
+            if handle is not None:
+                os.chmod(handle, mode & 0o7777 & ~_SETID_BITS)
 
     def _do_times(self, path: bytes, atime: int | None, mtime: int | None) -> None:
         self._close_file()
-        fd = self._handle(path)
-        try:
-            found = os.fstat(fd)
-            times = (
-                found.st_atime_ns if atime is None else atime,
-                found.st_mtime_ns if mtime is None else mtime,
-            )
-            if not self._is_link(fd):
-                os.utime(f"/proc/self/fd/{fd}", ns=times)
-                return
-        finally:
-            os.close(fd)
-        parent, name = self._parent(path)
+        parent, name = self._parent(path) if path else (self._root, b".")
+        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        times = (
+            found.st_atime_ns if atime is None else atime,
+            found.st_mtime_ns if mtime is None else mtime,
+        )
         os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
 
     def _do_xattr(self, path: bytes, name: bytes, value: bytes | None) -> None:
         if not name.startswith(_XATTR_ALLOWED) or b"\0" in name:
             self.left_out["xattr-not-allowed"] += 1
             return
-        fd = self._handle(path)
-        try:
-            here = f"/proc/self/fd/{fd}"
-            if value is None:
-                os.removexattr(here, name)
-            else:
-                os.setxattr(here, name, value)
-        except OSError as error:
-            if error.errno not in _PASSING_XATTR:
-                raise
-            self.left_out["xattr-unsupported"] += 1
-        finally:
-            os.close(fd)
+        with self._handle(path) as handle:
+            if handle is None:
+                return
+            try:
+                if value is None:
+                    os.removexattr(handle, name)
+                else:
+                    os.setxattr(handle, name, value)
+            except OSError as error:
+                if error.errno not in _PASSING_XATTR:
+                    raise
+                self.left_out["xattr-unsupported"] += 1
 
     def _do_digest(self, path: bytes, expected: bytes) -> None:
         if self.digest(path) != expected:
@@ -214,16 +231,29 @@ class DirectoryWriter:
 
     # -- descriptors -----------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _is_link(fd: int) -> bool:
-        return os.fstat(fd).st_mode & 0o170000 == 0o120000
+    @contextlib.contextmanager
+    def _handle(self, path: bytes) -> Iterator[int | str | None]:
+        """What stands at a path, for calls that take a descriptor; None for a symbolic link.
 
-    def _handle(self, path: bytes) -> int:
-        """An O_PATH descriptor of whatever stands at a path; the caller closes it."""
-        if not path:
-            return os.dup(self._root)
-        parent, name = self._parent(path)
-        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        A real descriptor wherever it may be had: a change made through /proc is seen by no capture agent.
+        """
+        parent, name = self._parent(path) if path else (self._root, b".")
+        fd = -1
+        handle: int | str | None = None
+        try:
+            try:
+                fd = os.open(name, _LOOK_FLAGS, dir_fd=parent)
+                handle = fd
+            except PermissionError:
+                fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+                handle = f"/proc/self/fd/{fd}"
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+            yield handle
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
     def _file(self, path: bytes) -> int:
         if self._open is not None and self._open[0] == path:

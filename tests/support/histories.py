@@ -10,8 +10,8 @@ from typing import Any
 from tests.support.made_logs import FrameChain, MadeLog
 from tests.support.replays import Replay, Snapshot
 
-from diffkeeper.domain import frames, trees
-from diffkeeper.domain.deltas import ROOT_ID, Delta
+from diffkeeper.domain import deltas, frames, trees
+from diffkeeper.domain.deltas import ROOT_ID, Delta, Op
 from diffkeeper_replicator.contents import blocks
 from diffkeeper_replicator.states import State
 
@@ -44,30 +44,29 @@ def _describe(state: State, file_id: int) -> tuple[Any, ...]:
 
 
 def live(run: Sequence[Delta]) -> list[Delta]:
-    """Without changes to files that have lost their last name, which the twin does not take."""
+    """Without what the twin does not take: changes to files that have lost their last name, and writes of
+    nothing, which make no file longer.
+    """
     tree, kept = trees.Tree(), []
     for delta in run:
-        if delta.op in _NAMING or delta.file_id in tree.nodes:
+        if delta.op is Op.WRITE and not delta.data:
+            continue
+        if delta.op in deltas.NAMING or delta.file_id in tree.nodes:
             tree.apply(delta)
             kept.append(delta)
     return kept
 
 
-_NAMING = frozenset(trees._KIND_OF) | {
-    op for op in type(next(iter(trees._KIND_OF))) if op.name in ("LINK", "UNLINK", "RMDIR", "RENAME")
-}
-
-
-def made_frames(seed: int, deltas: int, per_frame: int = 7) -> list[frames.Frame]:
+def made_frames(seed: int, count: int, per_frame: int = 7) -> list[frames.Frame]:
     """Frames of a made-up log: names, links, sparse files, unlinked files that are written to."""
     rng = random.Random(seed)
-    run = list(MadeLog(rng.randrange(1 << 20) for _ in range(6 * deltas)).deltas())[:deltas]
+    run = list(MadeLog(rng.randrange(1 << 20) for _ in range(6 * count)).deltas())[:count]
     chain, at, made = FrameChain(), 0, []
     while at < len(run):
-        count = rng.randrange(1, 2 * per_frame)
+        size = rng.randrange(1, 2 * per_frame)
         flags = frames.Flag.BARRIER if rng.randrange(2) else frames.NO_FLAGS
-        made.append(chain.frame(run[at : at + count], flags))
-        at += count
+        made.append(chain.frame(run[at : at + size], flags))
+        at += size
     return made
 
 

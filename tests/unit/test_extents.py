@@ -18,7 +18,8 @@ ACTS = st.lists(
 
 
 def done(acts: list[tuple[str, int, int]], first_address: int = 0) -> tuple[Extents, list[int]]:
-    extents, twin, address = Extents(), [], first_address
+    extents, address = Extents(), first_address
+    twin: list[int] = []
     for act, offset, length in acts:
         if act == "append":
             offset = len(twin)

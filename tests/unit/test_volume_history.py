@@ -30,13 +30,13 @@ class Rig:
         self.folder = folder
         self.journal = Journal.open(folder / "orders" / "journal", segment_bytes=20_000)
         self.store = ChunkStore(folder / "chunks")
-        self.history = VolumeHistory("orders", folder / "orders", self.store)
+        self.history = VolumeHistory("orders", folder / "orders", self.store, folder / "branches")
 
     def reopened(self) -> VolumeHistory:
         self.history.close()
         self.store.close()
         self.store = ChunkStore(self.folder / "chunks")
-        self.history = VolumeHistory("orders", self.folder / "orders", self.store)
+        self.history = VolumeHistory("orders", self.folder / "orders", self.store, self.folder / "branches")
         return self.history
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ def test_a_lost_index_and_damaged_checkpoints_are_made_again_from_the_log(rig: R
     for position in checkpoints.found(rig.history.checkpoints)[1:]:
         path = checkpoints.path_of(rig.history.checkpoints, position)
         path.write_bytes(path.read_bytes()[:-1])
-    rig.history = VolumeHistory("orders", rig.folder / "orders", rig.store)
+    rig.history = VolumeHistory("orders", rig.folder / "orders", rig.store, rig.folder / "branches")
     rig.history.grow()
     assert rig.history.index.rows(Wanted(limit=1000)) == before
     for nth in (len(log) // 2, len(log) - 1):

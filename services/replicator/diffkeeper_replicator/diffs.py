@@ -86,7 +86,9 @@ def _changed(before: State, after: State) -> Iterator[dict[str, Any]]:
             change = _same_file(before, after, path, file_id) or _entry(after, path, file_id, "renamed")
             found[path] = change | {"change": "renamed", "raw_from": renamed[file_id]}
         elif was is not None and before.tree.nodes[was].kind is after.tree.nodes[file_id].kind:
-            found[path] = _replaced(before, after, path, was, file_id)
+            change = _compared(before, after, path, was, file_id)
+            if change is not None:
+                found[path] = change
         else:
             found[path] = _entry(after, path, file_id, "added")
     for path, file_id in old.items():
@@ -105,25 +107,28 @@ def _entry(state: State, path: bytes, file_id: int, change: str) -> dict[str, An
 
 
 def _same_file(before: State, after: State, path: bytes, file_id: int) -> dict[str, Any] | None:
-    one, other = before.tree.nodes[file_id], after.tree.nodes[file_id]
-    attributes = {
+    return _compared(before, after, path, file_id, file_id)
+
+
+def _compared(before: State, after: State, path: bytes, was: int, file_id: int) -> dict[str, Any] | None:
+    """What stands at a path at both moments, the same file or, as editors and databases do, another under
+    the same name; None when it is equal.
+    """
+    one, other = before.tree.nodes[was], after.tree.nodes[file_id]
+    attributes: dict[str, Any] = {
         name: [getattr(one, name), getattr(other, name)]
         for name in ("mode", "uid", "gid")
         if getattr(one, name) != getattr(other, name)
     }
-    if before.xattrs.get(file_id, {}) != after.xattrs.get(file_id, {}):
-        attributes["xattrs"] = [len(before.xattrs.get(file_id, {})), len(after.xattrs.get(file_id, {}))]
-    ranges = list(_ranges(before, file_id, after, file_id)) if one.kind is trees.Kind.FILE else []
-    if not ranges and not attributes and _size(before, file_id) == _size(after, file_id):
+    if one.target != other.target:
+        attributes["target"] = [path.decode("utf-8", "replace") for path in (one.target, other.target)]
+    kept = [before.xattrs.get(was, {}), after.xattrs.get(file_id, {})]
+    if kept[0] != kept[1]:
+        attributes["xattrs"] = [len(found) for found in kept]
+    ranges = list(_ranges(before, was, after, file_id)) if one.kind is trees.Kind.FILE else []
+    if not ranges and not attributes:
         return None
-    return _told(before, after, path, (file_id, file_id), ranges) | {"attributes": attributes}
-
-
-def _replaced(before: State, after: State, path: bytes, was: int, file_id: int) -> dict[str, Any]:
-    """Another file under the same name, as editors and databases do."""
-    is_file = after.tree.nodes[file_id].kind is trees.Kind.FILE
-    ranges = list(_ranges(before, was, after, file_id)) if is_file else []
-    return _told(before, after, path, (was, file_id), ranges) | {"attributes": {}}
+    return _told(before, after, path, (was, file_id), ranges) | {"attributes": attributes}
 
 
 def _told(

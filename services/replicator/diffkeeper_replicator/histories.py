@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffkeeper.domain import chunks, errors, volumes
+from diffkeeper_replicator import branches
 from diffkeeper_replicator.chunk_store import ChunkStore
 from diffkeeper_replicator.peers import Peers
 from diffkeeper_replicator.volume_history import VolumeHistory
 
 
 class Histories:
-    def __init__(self, directory: Path, site: str, peers: Peers) -> None:
+    def __init__(self, directory: Path, volumes_directory: Path, site: str, peers: Peers) -> None:
         self.site = site
+        self._branches = volumes_directory / branches.FOLDER
         self._directory = directory
         self._peers = peers
         self._lock = threading.Lock()
@@ -35,7 +37,7 @@ class Histories:
                         reason="no-history",
                         hint="ask at a site that follows it (dkctl status)",
                     )
-                found = self._open[volume] = VolumeHistory(volume, folder, self.store)
+                found = self._open[volume] = VolumeHistory(volume, folder, self.store, self._branches)
             return found
 
     def known(self) -> Sequence[str]:

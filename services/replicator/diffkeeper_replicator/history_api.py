@@ -50,6 +50,11 @@ class HistoryApi:
                 web.get(f"{under}/patch", self.patch),
                 web.get(f"{under}/replay", self.replay),
                 web.get(f"{under}/diff", self.diff),
+                web.get(f"{under}/middle", self.middle),
+                web.get(f"{under}/deltas", self.deltas),
+                web.get(f"{under}/branches", self.branches),
+                web.put(f"{under}/branches/{{name}}", self.set_branch),
+                web.delete(f"{under}/branches/{{name}}", self.drop_branch),
                 web.get(f"{under}/tags", self.tags),
                 web.put(f"{under}/tags/{{name}}", self.set_tag),
                 web.delete(f"{under}/tags/{{name}}", self.drop_tag),
@@ -170,6 +175,22 @@ class HistoryApi:
         head = {"from": str(old.position), "from_us": old.at_us, "to": str(new.position), "to_us": new.at_us}
         return http.json_response({"volume": history.volume, **head, **answer})
 
+    async def middle(self, request: web.Request) -> web.Response:
+        """The kept point half-way between two, neither of them; null when there is none."""
+        first, last = await self._resolve(request, "from"), await self._resolve(request, "to")
+        index = self.history(request).index
+        found, count = await self.in_thread(lambda: index.middle(first.position, last.position))
+        middle = {"position": str(found.position), "at_us": found.at_us} if found is not None else None
+        return http.json_response(
+            {"from": str(first.position), "to": str(last.position), "middle": middle, "between": count}
+        )
+
+    async def deltas(self, request: web.Request) -> web.Response:
+        """The deltas of the frame at a position, in order, by path."""
+        point, history = await self._resolve(request, "when"), self.history(request)
+        found = await self.in_thread(lambda: history_streams.deltas_at(history, point.position))
+        return http.json_response({"position": str(point.position), "deltas": found})
+
     async def tags(self, request: web.Request) -> web.Response:
         return http.json_response({"tags": self.history(request).tags})
 
@@ -179,6 +200,24 @@ class HistoryApi:
         point = await self.in_thread(lambda: history.resolve(body.when, self._now_us()))
         await self.in_thread(lambda: history.set_tag(name, point.position))
         return http.json_response({"name": name, "position": str(point.position), "at_us": point.at_us})
+
+    async def branches(self, request: web.Request) -> web.Response:
+        found = await self.in_thread(self.history(request).branches.all)
+        return http.json_response({"branches": [msgspec.to_builtins(branch) for branch in found]})
+
+    async def set_branch(self, request: web.Request) -> web.Response:
+        body, name = await http.read_body(request, _Tag), request.match_info["name"]
+        history = self.history(request)
+
+        def work() -> dict[str, Any]:
+            point = history.resolve(body.when, self._now_us())
+            return history.branches.create(name, point, history.state_at(point.position))
+
+        return http.json_response(await self.in_thread(work))
+
+    async def drop_branch(self, request: web.Request) -> web.Response:
+        history, name = self.history(request), request.match_info["name"]
+        return http.json_response(await self.in_thread(lambda: history.branches.drop(name)))
 
     async def drop_tag(self, request: web.Request) -> web.Response:
         history, name = self.history(request), request.match_info["name"]

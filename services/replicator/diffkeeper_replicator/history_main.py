@@ -40,7 +40,9 @@ def main() -> None:
 
 
 async def serve(wanted: HistorySettings) -> None:
-    histories = Histories(Path(wanted.dir), wanted.site, Peers(wanted.peers, wanted.token))
+    histories = Histories(
+        Path(wanted.dir), Path(wanted.volumes_dir), wanted.site, Peers(wanted.peers, wanted.token)
+    )
     pool = ThreadPoolExecutor(THREADS, "history")
     try:
         app = http.make_app(wanted.token)

@@ -13,13 +13,15 @@ from aiohttp import web
 
 from diffkeeper import changes
 from diffkeeper.changes import Change
-from diffkeeper.domain import errors, trees
+from diffkeeper.domain import clocks, deltas, errors, positions, trees
 from diffkeeper_replicator import replays, state_changes
 from diffkeeper_replicator.contents import blocks
 from diffkeeper_replicator.states import State
 from diffkeeper_replicator.volume_history import VolumeHistory
 
 BATCH_BYTES = 512 * 1024
+# Told of one frame.
+DELTAS_MAX = 10_000
 
 
 async def send(
@@ -123,6 +125,34 @@ def replayed(history: VolumeHistory, start: State, upto: State) -> Iterator[byte
     return told(head, run)
 
 
+def deltas_at(history: VolumeHistory, position: positions.Position) -> list[dict[str, Any]]:
+    """What the frame at a position did, delta by delta, each with the path its file has at that moment."""
+    frame = history.frame_at(position)
+    state = history.state_at(frame.header.parent).copy()
+    first_us, found = clocks.to_micros(frame.header.first), []
+    for nth, delta in enumerate(frame.columns(), 1):
+        naming = delta.op in deltas.NAMING
+        path = state.tree.path(delta.args[0] if naming else delta.file_id)
+        if naming and path is not None:
+            path = path + b"/" + delta.args[1] if path else delta.args[1]
+        one = deltas.Columns()
+        one.add(delta)
+        state.apply(state.tip, frame.header.last, one)
+        found.append(
+            {
+                "nth": nth,
+                "op": delta.op.name.lower(),
+                "path": None if path is None else path.decode("utf-8", "replace"),
+                "offset": delta.offset,
+                "length": delta.length,
+                "at_us": first_us + delta.at_us,
+            }
+        )
+        if len(found) >= DELTAS_MAX:
+            break
+    return found
+
+
 def content(state: State, path: bytes) -> tuple[int, Iterator[bytes]]:
     """The size and the bytes of one file. Raises NotFound, and Refused for what has no content."""
     file_id = state.tree.walk(path)
@@ -130,7 +160,7 @@ def content(state: State, path: bytes) -> tuple[int, Iterator[bytes]]:
         raise errors.NotFound(
             f"there is no {path.decode('utf-8', 'replace')} at {state.position}",
             reason="unknown-path",
-            hint="dkctl log VOLUME PATH shows when it was there",
+            hint="dkctl log with the path shows when it was there",
         )
     node = state.tree.nodes[file_id]
     if node.kind is not trees.Kind.FILE:

@@ -219,6 +219,14 @@ class PathIndex:
             )
         ]
 
+    def middle(self, first: positions.Position, last: positions.Position) -> tuple[Point | None, int]:
+        """The kept point half-way between two others, and how many lie between them."""
+        between = "sequence > ? and sequence < ? and kept = 1"
+        bounds = (first.sequence, last.sequence)
+        count = int(self._one(f"select count(*) from frame where {between}", *bounds)[0])
+        half = self._point(f"{between} order by sequence limit 1 offset ?", *bounds, count // 2)
+        return half, count
+
     def kept(self, first: int, last: int) -> list[tuple[int, int, int]]:
         """(sequence, when captured, flags) of the points kept between two sequences."""
         return self._all(

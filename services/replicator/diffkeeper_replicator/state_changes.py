@@ -71,12 +71,26 @@ class _Patch:
         yield from self._open_directories()
         yield from self._take_away()
         yield from self._put()
+        written: set[int] = set()
         for file_id in self._new.files:
             path = self._tree.path(file_id)
             assert path is not None, "everything has been put"
-            yield from self._content(file_id, path)
+            for change in self._content(file_id, path):
+                written.add(file_id)
+                yield change
         for file_id, path in self._from_the_leaves():
-            yield from _attributes(self._new, file_id, path, self._old)
+            if file_id in written or not self._has_attributes(file_id):
+                yield from _attributes(self._new, file_id, path, self._old)
+
+    def _has_attributes(self, file_id: int) -> bool:
+        """Whether what stands there has its owner, mode, extended attributes and times already."""
+        one, other = self._old.tree.nodes.get(file_id), self._new.tree.nodes[file_id]
+        if one is None or (other.kind is trees.Kind.DIR and one.mode & 0o700 != 0o700):
+            return False
+        return (one.mode, one.uid, one.gid) == (other.mode, other.uid, other.gid) and all(
+            old.get(file_id) == new.get(file_id)
+            for old, new in ((self._old.xattrs, self._new.xattrs), (self._old.times, self._new.times))
+        )
 
     def _open_directories(self) -> Iterator[Change]:
         """Directories whose mode forbids changing them are opened first; their own mode comes last."""

@@ -16,6 +16,7 @@ import msgspec
 from diffkeeper import atomic_files
 from diffkeeper.domain import deltas, errors, frames, moments, positions
 from diffkeeper_replicator import checkpoints
+from diffkeeper_replicator.branches import Branches
 from diffkeeper_replicator.chunk_store import ChunkStore
 from diffkeeper_replicator.journal_view import JournalView
 from diffkeeper_replicator.path_index import PathIndex
@@ -36,7 +37,7 @@ class Notes(msgspec.Struct):
 
 
 class VolumeHistory:
-    def __init__(self, volume: str, folder: Path, store: ChunkStore) -> None:
+    def __init__(self, volume: str, folder: Path, store: ChunkStore, branch_folder: Path) -> None:
         self.volume = volume
         self.folder = folder / "history"
         self.checkpoints = self.folder / "checkpoints"
@@ -52,6 +53,7 @@ class VolumeHistory:
         self._head: State | None = None
         self._states: list[State] = []
         self._notes = self._read_notes()
+        self.branches = Branches(self.folder, volume, branch_folder)
         # Checkpoints that could not be read; passed over, and made again.
         self.damaged: dict[positions.Position, str] = {}
 
@@ -145,9 +147,7 @@ class VolumeHistory:
         not kept, Corrupt where the log or the chunks are damaged.
         """
         if upto is not None:
-            frame = self.journal.read(position.sequence)
-            if frame is None or frame.position != position:
-                raise _missing(position)
+            frame = self.frame_at(position)
             state = self.state_at(frame.header.parent).copy()
             state.apply(frames.Tip(position, frame.hash), frame.header.last, frame.columns(), upto)
             return state
@@ -159,6 +159,13 @@ class VolumeHistory:
             self._states = [state for state in self._states if state is not found][-_KEPT_STATES + 1 :]
             self._states.append(found)
         return found
+
+    def frame_at(self, position: positions.Position) -> frames.Frame:
+        """The frame itself, as long as the journal has it."""
+        frame = self.journal.read(position.sequence)
+        if frame is None or frame.position != position:
+            raise _missing(position)
+        return frame
 
     def states_at(self, one: positions.Position, other: positions.Position) -> tuple[State, State]:
         """Two states that share their contents where one replay leads over both: then what is the same is
@@ -253,7 +260,8 @@ class VolumeHistory:
         return None if written is None else positions.parse(written)
 
     def branch(self, name: str) -> positions.Position | None:
-        return None
+        written = self.branches.position_of(name)
+        return None if written is None else positions.parse(written)
 
     # -- notes -----------------------------------------------------------------------------------------------
 
