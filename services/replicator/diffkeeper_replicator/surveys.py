@@ -156,6 +156,8 @@ class Surveyor:
         self._fds: dict[int, int] = {}
         self._paths: dict[int, bytes] = {}
         self._names: dict[int, list[bytes]] = {}
+        # Whose content differs, if only in size.
+        self._touched: set[int] = set()
         self._sizes: dict[int, int] = {}
 
     def run(self, entries: list[Found], by_inode: dict[int, int]) -> list[Change]:
@@ -180,9 +182,8 @@ class Surveyor:
             content = self._changes.get(change.file_id)
             if content is not None and change.kind != "removed":
                 change.ranges = content.ranges
-        for file_id, content in self._changes.items():
-            if content.kind == "renamed" and not content.ranges:
-                continue
+        for file_id in self._touched:
+            content = self._changes[file_id]
             for path in self._names[file_id]:
                 if path not in told:
                     others.append(replace(content, path=path, kind="changed", before=path))
@@ -329,6 +330,7 @@ class Surveyor:
 
     def _keep(self, file_id: int, offset: int, here: bytes) -> None:
         """What the branch has there; nothing beyond its end."""
+        self._touched.add(file_id)
         change = self._changes.get(file_id)
         if change is None:
             path = self._paths[file_id]
