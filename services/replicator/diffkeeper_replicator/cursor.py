@@ -39,6 +39,15 @@ class WantedLink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return chains.Link(self.site, self.epoch, self.parent.tip() if self.parent is not None else None)
 
 
+class Reclaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``path`` is the directory that the leader of this epoch left: to be taken back instead of built anew."""
+
+    epoch: int
+    # Files that its agent left: frames of its spool, and the tree with its inodes.
+    tail: str | None = None
+    tree_state: str | None = None
+
+
 class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of ``PUT /v1/volumes/V``."""
 
@@ -49,6 +58,7 @@ class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chain: tuple[WantedLink, ...] = ()
     path: str | None = None
     tree_state: str | None = None
+    reclaim: Reclaim | None = None
 
 
 class Promotion(msgspec.Struct, frozen=True):

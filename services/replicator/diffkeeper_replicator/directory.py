@@ -41,8 +41,8 @@ class Directory:
         self._note = note
         self._state = state
         self.path = Path(note.path)
-        self._root_fd = safe_paths.open_root(self.path)
-        self._applier = Applier(self._root_fd, state.tree, state.identities, allow_setid=allow_setid)
+        self.root_fd = safe_paths.open_root(self.path)
+        self._applier = Applier(self.root_fd, state.tree, state.identities, allow_setid=allow_setid)
         self._allow_setid = allow_setid
         self.undo = kept or undo.Undo(files.undo, self.path, files.undo_bounds)
         self.undo.stand_at(self.tip)
@@ -104,7 +104,7 @@ class Directory:
         state = self._state
         self._applier.close()
         rewinder = Rewinder(
-            self._root_fd, state.tree, state.identities, self.undo.graves, allow_setid=self._allow_setid
+            self.root_fd, state.tree, state.identities, self.undo.graves, allow_setid=self._allow_setid
         )
         try:
             for record in self.undo.log.records_back(target):
@@ -114,7 +114,7 @@ class Directory:
         finally:
             rewinder.close()
         self.undo.log.cut_to(self.tip)
-        self._applier = Applier(self._root_fd, state.tree, state.identities, allow_setid=self._allow_setid)
+        self._applier = Applier(self.root_fd, state.tree, state.identities, allow_setid=self._allow_setid)
 
     def _check_arrived(self, target: positions.Position) -> None:
         if self.tip.position != target:
@@ -141,13 +141,17 @@ class Directory:
         if frames.Flag.BASE_END in frame.header.flags and not self.base_complete:
             self._write_note(base_end=str(frame.position))
 
+    def tree(self) -> trees.Tree:
+        """A copy of the names as they are now."""
+        return trees.decode(trees.encode(self._state)).tree
+
     def encode_state(self) -> bytes:
         self.bytes_since_checkpoint = 0
         return trees.encode(self._state)
 
     def sync(self) -> None:
         """All that was applied is on disk when this returns. May be called from another thread."""
-        safe_paths.sync_filesystem(self._root_fd)
+        safe_paths.sync_filesystem(self.root_fd)
 
     def digest(self) -> dict[str, verify.Entry]:
         return verify.digest(self.path)
@@ -161,7 +165,7 @@ class Directory:
         """What lets the new owner see that files are still as they were handed over, without reading them."""
         for path, file_id in self._state.tree.paths():
             if self._state.tree.nodes[file_id].kind is trees.Kind.FILE:
-                found = os.stat(path, dir_fd=self._root_fd, follow_symlinks=False)
+                found = os.stat(path, dir_fd=self.root_fd, follow_symlinks=False)
                 yield file_id, (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def close(self, *, clean: bool) -> None:
@@ -174,7 +178,7 @@ class Directory:
         finally:
             self._applier.close()
             self.undo.close()
-            os.close(self._root_fd)
+            os.close(self.root_fd)
 
     def _write_note(self, **changes: object) -> None:
         self._note = msgspec.structs.replace(self._note, **changes)
@@ -273,6 +277,22 @@ def adopt(
         base_end=str(state.position),
         adopted=_adoption(tree_state, state),
     )
+    files.forget_directory()
+    return _start(files, note, state, allow_setid)
+
+
+def take_over(
+    files: VolumeFiles,
+    path: Path,
+    state: trees.TreeState,
+    base_end: str | None,
+    marker: str,
+    *,
+    allow_setid: bool = False,
+) -> Directory:
+    """A directory that was brought to the state, as the replica from now on; ``marker`` says by what."""
+    found = _stat_root(path)
+    note = DirectoryNote(str(path), found.st_dev, found.st_ino, base_end=base_end, adopted=marker)
     files.forget_directory()
     return _start(files, note, state, allow_setid)
 

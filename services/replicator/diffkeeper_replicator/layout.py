@@ -82,6 +82,15 @@ class Layout:
         self._handles.close()
         os.close(self._aside_fd)
 
+    @staticmethod
+    def aside_inodes(root: Path, root_fd: int) -> set[int]:
+        """Of what an earlier run that was cut off has put aside."""
+        path = _aside_path(root, os.fstat(root_fd).st_dev)
+        if not path.is_dir():
+            return set()
+        with os.scandir(path) as entries:
+            return {entry.inode() for entry in entries}
+
     def bring_about(self) -> None:
         """Lay every name. Raises Corrupt, with nothing changed, when a file that must be there is not."""
         try:

@@ -99,11 +99,17 @@ class Replayer:
         """Open or begin the directory. Its failure is this side's trouble, not the caller's."""
         try:
             self.directory = await self.in_thread(begin)
+            self.trouble = None
         except errors.DiffKeeperError as error:
             self.trouble = error
         self.opened.set()
         self._checkpointed_at = asyncio.get_running_loop().time()
         self._wake.set()
+
+    def fail(self, error: errors.DiffKeeperError) -> None:
+        """The directory cannot be opened at all."""
+        self.trouble = error
+        self.opened.set()
 
     async def run(self) -> None:
         """Apply for ever; ends by being cancelled, after which ``settle`` waits for the thread."""

@@ -153,7 +153,7 @@ def capture(
         assert fd != DEAD, "the plan has only ids that live"
         found = os.fstat(fd)
         old: list[OldRange] = []
-        for start, end in _joined(ranges, found.st_size):
+        for start, end in joined(ranges, found.st_size):
             room = _read(fd, start, end, old, parts, room)
             if room < 0:
                 return None
@@ -177,7 +177,7 @@ def _xattr(applier: Applier, file_id: int, name: bytes) -> bytes | None:
         return None  # not there, or of a kind that is never set here either
 
 
-def _joined(ranges: list[tuple[int, int]], size: int) -> Iterable[tuple[int, int]]:
+def joined(ranges: list[tuple[int, int]], size: int) -> Iterable[tuple[int, int]]:
     """The union of ranges below ``size``, rising."""
     if len(ranges) > 1:
         ranges.sort()
