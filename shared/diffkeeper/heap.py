@@ -1,7 +1,8 @@
 """The C library's heap, for daemons that make and drop blocks of megabytes all day.
 
 Giving such blocks back and having them zeroed by the kernel anew takes as long as compressing what is in them.
-What stays with the process is bounded, because what is in work is. Without glibc nothing is done.
+What stays with the process is bounded, because what is in work is. One arena for all threads: each would keep blocks
+of its own. Without glibc nothing is done.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import ctypes
 
 # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX of glibc's malloc.h.
-_PARAMETERS = {-3: 32 * 1024 * 1024, -1: 32 * 1024 * 1024, -8: 2}
+_PARAMETERS = {-3: 32 * 1024 * 1024, -1: 8 * 1024 * 1024, -8: 1}
 
 
 def hold() -> None:
