@@ -16,9 +16,9 @@ import msgspec
 from diffkeeper import atomic_files
 from diffkeeper.domain import deltas, errors, frames, moments, positions
 from diffkeeper_replicator import checkpoints
-from diffkeeper_replicator.named_branches import Branches
 from diffkeeper_replicator.chunk_store import ChunkStore
 from diffkeeper_replicator.journal_view import JournalView
+from diffkeeper_replicator.named_branches import Branches
 from diffkeeper_replicator.path_index import PathIndex
 from diffkeeper_replicator.states import State
 
