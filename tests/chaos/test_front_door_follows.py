@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,19 @@ async def test_no_request_fails_in_planned_moves_and_none_acknowledged_is_lost_i
     shown = (await deployment.volume("requests"))["front_door"]
     assert (shown["now"]["state"], shown["now"]["target"]["site"]) == ("open", "west")
     assert shown["now"]["lost"] == sum(one.status == 502 for one in load.answers)
+
+    # The door itself dies: it is started again, and told where to lead.
+    os.kill(deployment.note()["door"]["process"]["pid"], signal.SIGKILL)
+    again = Load(port, RATE)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(again.run())
+        try:
+            await more_answers(again, 5)
+        finally:
+            again.stop()
+    assert await deployment.shut_down() == 0
+    doors = [line for line in deployment.processes().values() if "front_door" in line]
+    assert doors == [], "it ends with its deployment"
 
 
 async def deployment_holds(deployment: Deployment, operation: str) -> None:
