@@ -92,12 +92,15 @@ async def _serve(scope: Scope, layout: Layout, wanted: Wanted) -> None:
                     await embedded.stop_all()
                 raise
             reconciling = scope.spawn("reconcile", service.reconciler.run())
-            watching = scope.spawn("watch leases", service.watchman.run())
-            caring = scope.spawn("care for brokers", service.node_care.run())
+            others = [
+                scope.spawn("watch leases", service.watchman.run()),
+                scope.spawn("care for brokers", service.node_care.run()),
+                scope.spawn("drills", service.drills.run()),
+            ]
             scope.ready(dir=str(layout.dir), address=settings.address(port), sites=",".join(note.sites))
             await _until_stop(scope, service)
             # What is being stopped must be neither corrected nor taken for dead.
-            for task in (reconciling, watching, caring):
+            for task in (reconciling, *others):
                 task.cancel()
             await service.stop()
             await service.office.close()

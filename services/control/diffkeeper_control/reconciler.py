@@ -16,6 +16,7 @@ import structlog
 
 from diffkeeper.domain import errors, volumes
 from diffkeeper_control import fencing, processes, registry, roles, streams
+from diffkeeper_control.door_keeper import DoorKeeper
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.hands import SiteHands
 from diffkeeper_control.lifecycle import Lifecycle
@@ -27,6 +28,8 @@ RELEASE_AFTER_S = 5.0
 PROGRAM_GRACE_S = 5.0
 # A correction that failed is not tried again before.
 RETRY_S = 2.0
+# A former leader that fenced itself is fenced at its stream again after so long.
+RETIRED_S = 30.0
 # Reasons for which a replica is built anew from the log without asking.
 _REBUILT = frozenset({"tail-beyond-parent", "journal-damaged"})
 
@@ -41,7 +44,9 @@ class Reconciler:
         monitor: Monitor,
         hands: SiteHands,
         lifecycle: Lifecycle,
+        doors: DoorKeeper,
     ) -> None:
+        self._doors = doors
         self._embedded = embedded
         self._registry = known
         self._monitor = monitor
@@ -56,6 +61,7 @@ class Reconciler:
         while True:
             await self._monitor.look_all()
             await self.correct()
+            await self._doors.correct()
             await asyncio.sleep(INTERVAL_S)
 
     async def correct(self) -> None:
@@ -141,6 +147,10 @@ class Reconciler:
         program = status.get("program") or {}
         if program.get("running"):
             await self.end_program(site, volume.name)
+        if status.get("state") == "fenced":
+            # It has ended by itself, and has nothing to release; looked at again now and then.
+            self._not_before["retire", volume.name, site] = time.monotonic() + RETIRED_S
+            return
         await self._embedded.clients[site].agent.release(volume.name)
         await self._monitor.look(site)
 
