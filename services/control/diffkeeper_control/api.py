@@ -124,8 +124,14 @@ class Api:
                 web.post("/v1/volumes/{volume}/detach", self.detach),
                 web.post("/v1/volumes/{volume}/sync", self.sync),
                 web.post("/v1/volumes/{volume}/verify", self.verify),
+                web.post("/v1/volumes/{volume}/stop-program", self.stop_program),
+                web.post("/v1/volumes/{volume}/start-program", self.start_program),
                 web.post("/v1/volumes/{volume}/failover", self.failover),
                 web.get("/v1/volumes/{volume}/log", self.log),
+                web.route("*", "/v1/volumes/{volume}/history", self._service.history_reader.pass_on),
+                web.route(
+                    "*", "/v1/volumes/{volume}/history/{tail:.*}", self._service.history_reader.pass_on
+                ),
                 web.post("/v1/volumes/{volume}/drill", self.drill),
                 web.get("/v1/volumes/{volume}/drills", self.drills),
                 web.post("/v1/volumes/{volume}/clones", self.make_clone),
@@ -183,6 +189,14 @@ class Api:
     async def detach(self, request: web.Request) -> web.Response:
         await http.read_body(request, EmptyBody)
         return http.json_response(await self._service.lifecycle.detach(_volume(request)))
+
+    async def stop_program(self, request: web.Request) -> web.Response:
+        await http.read_body(request, EmptyBody)
+        return http.json_response(await self._service.program_stops.stop(_volume(request)))
+
+    async def start_program(self, request: web.Request) -> web.Response:
+        await http.read_body(request, EmptyBody)
+        return http.json_response(await self._service.program_stops.start(_volume(request)))
 
     async def sync(self, request: web.Request) -> web.Response:
         body = await http.read_body(request, SyncBody)

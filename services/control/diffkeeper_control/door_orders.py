@@ -9,8 +9,10 @@ from typing import Any
 from diffkeeper.domain import errors
 from diffkeeper_control import registry
 
-# A word before the address says how clients speak; an IPv6 address stands in brackets.
-_LISTEN = re.compile(r"(?:(http|tcp):)?(?:\[([0-9A-Fa-f:.]+)\]:|([A-Za-z0-9.\-]+):)?(\d{1,5})")
+# A word before the address says how clients speak, so a name needs a dot in it; an IPv6 address stands in brackets.
+_LISTEN = re.compile(
+    r"(?:(http|tcp):)?(?:\[([0-9A-Fa-f:.]+)\]:|(localhost|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+):)?(\d{1,5})"
+)
 LOOPBACK = "127.0.0.1"
 HOLD_MAX, HOLD_MS, DRAIN_MS = 1000, 10_000, 1000
 _HOLD_MAX_RANGE, _HOLD_MS_RANGE, _DRAIN_MS_RANGE = (1, 100_000), (1, 600_000), (0, 600_000)

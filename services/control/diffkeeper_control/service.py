@@ -22,10 +22,12 @@ from diffkeeper_control.drills import Drills
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.failover_requests import Asked
 from diffkeeper_control.hands import SiteHands
+from diffkeeper_control.history_reader import HistoryReader
 from diffkeeper_control.lifecycle import Lifecycle
 from diffkeeper_control.log_reader import LogReader
 from diffkeeper_control.monitor import Monitor
 from diffkeeper_control.operations import Operation, OperationStore
+from diffkeeper_control.program_stops import ProgramStops
 from diffkeeper_control.reconciler import Reconciler
 from diffkeeper_control.verification import Verifier
 from diffkeeper_control.views import Views
@@ -55,6 +57,10 @@ class ControlService:
         )
         self.verifier = Verifier(embedded, self.registry, self.monitor)
         self.log_reader = LogReader(embedded, self.registry, self.monitor)
+        self.program_stops = ProgramStops(
+            self.registry, self.monitor, self.lifecycle, self.reconciler, self.hands
+        )
+        self.history_reader = HistoryReader(embedded, self.registry, self.monitor)
         self.views = Views(embedded, self.registry, self.monitor, self.doors)
         self.clones = Clones(embedded, self.registry)
         self.drills = Drills(embedded, self.registry, self.monitor, self.operations, self.views, self.clones)

@@ -8,6 +8,8 @@ connecting. Answers are plain maps as the services sent them; errors are raised 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -44,6 +46,26 @@ class Service:
                 f"{url} answered with something else than a map", reason="bad-answer"
             )
         return answer
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, method: str, path: str, body: bytes, quiet_s: float
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A call whose answer is read block by block; raises Unreachable when nothing answers, or nothing
+        comes for ``quiet_s``.
+        """
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        limit = aiohttp.ClientTimeout(total=None, connect=5.0, sock_read=quiet_s)
+        url = self.address + path
+        try:
+            async with self._session.request(
+                method, url, data=body or None, headers=headers, timeout=limit
+            ) as answer:
+                yield answer
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise errors.Unreachable(
+                f"{method} {url} could not be asked: {error}", reason="no-connection", url=url
+            ) from error
 
     async def status(self) -> Answer:
         return await self.call("GET", "/v1/status", timeout_s=STATUS_TIMEOUT_S)

@@ -45,11 +45,18 @@ def _seconds(default: float) -> Callable[[options.F], options.F]:
 @bench.command()
 @_seconds(5)
 @click.option("--rate", "rates", type=int, multiple=True, help="Writes a second to try; may be repeated.")
+@click.option(
+    "--writers",
+    type=click.IntRange(min=1, max=64),
+    default=1,
+    show_default=True,
+    help="Processes that share the writes, each with a file of its own.",
+)
 @click.option("--postgres/--no-postgres", default=True, help="Also pgbench, where PostgreSQL is installed.")
 @_place
 @options.form
 def capture(
-    seconds: float, rates: tuple[int, ...], postgres: bool, work: Path | None, form: str
+    seconds: float, rates: tuple[int, ...], writers: int, postgres: bool, work: Path | None, form: str
 ) -> exits.Exit:
     """Added time of a write, writes carried to the other site, memory of the agent, pgbench at each level."""
     from dkctl.bench import capture as measurement
@@ -59,7 +66,9 @@ def capture(
     with _folder(work) as folder:
         plain = folder / "writes"
         plain.mkdir()
-        report = measurement.measure(plain, seconds, rates or measurement.RATES, output.say)
+        report = measurement.measure(
+            plain, seconds, rates or measurement.RATES, output.say, processes_count=writers
+        )
         binaries = pgbench.folder() if postgres else None
         if binaries is None:
             why = "PostgreSQL is not installed" if postgres else "pgbench was left out"
