@@ -56,7 +56,6 @@ class TreeStore:
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path = path
         self._database = database
-        self._is_changing = False
         self.execute = database.execute
         facts: dict[str, Any] = dict(database.execute("SELECT name, value FROM facts"))
         if facts.get("version") != _VERSION:
@@ -116,21 +115,30 @@ class TreeStore:
                 raise
 
     def change(self, statement: str, values: tuple[Any, ...]) -> None:
-        if not self._is_changing:
+        if not self._database.in_transaction:
             self.execute("BEGIN IMMEDIATE")
-            self._is_changing = True
         self.execute(statement, values)
 
-    def state(self) -> trees.TreeState:
-        """A copy of identities and fingerprints beside the tree itself, for handing over: as large as the volume."""
+    def load(self) -> trees.TreeState:
+        """All of it in memory: what whoever goes on without the file begins with."""
+        entries: dict[int, set[tuple[int, bytes]]] = {}
+        with _errors(self.path):
+            for parent, name, file_id in self.execute("SELECT parent, name, id FROM names"):
+                entries.setdefault(file_id, set()).add((parent, name))
+            nodes: list[tuple[int, Node]] = []
+            identities: dict[int, Identity] = {}
+            prints: dict[int, tuple[int, int, int]] = {}
+            for row in self.execute("SELECT * FROM nodes"):
+                file_id, kind, mode, uid, gid, target, device, inode, generation, *print_ = row
+                node = Node(Kind(kind), mode, uid, gid, target or b"", entries.get(file_id, set()))
+                nodes.append((file_id, node))
+                if inode is not None:
+                    identities[file_id] = Identity(device % _WRAP, inode % _WRAP, generation)
+                if print_[0] is not None:
+                    prints[file_id] = (print_[0], print_[1], print_[2])
+            tree = trees.Tree.of(nodes, self.tree.next_id)
         return trees.TreeState(
-            self.volume,
-            self.position,
-            self.frame_hash,
-            self.stamp,
-            self.tree,
-            dict(self.identities),
-            dict(self.fingerprints),
+            self.volume, self.position, self.frame_hash, self.stamp, tree, identities, prints
         )
 
     def commit(self, position: positions.Position, frame_hash: bytes, stamp: int) -> None:
@@ -145,7 +153,6 @@ class TreeStore:
             for name, value in facts.items():
                 self.change("UPDATE facts SET value = ? WHERE name = ?", (value, name))
             self.execute("COMMIT")
-        self._is_changing = False
         self.position, self.frame_hash, self.stamp = position, frame_hash, stamp
 
     def sync(self) -> None:
@@ -163,7 +170,7 @@ class TreeStore:
     def close(self) -> None:
         """Changes since the last commit are dropped."""
         with _errors(self.path):
-            if self._is_changing:
+            if self._database.in_transaction:
                 self.execute("ROLLBACK")
             self._database.close()
 

@@ -112,7 +112,7 @@ def test_a_state_goes_in_and_comes_out_unchanged(numbers: list[int]) -> None:
     state = trees.TreeState("v", positions.Position(3, 9), b"\7" * 32, 99, log.tree, identities, prints)
     with tempfile.TemporaryDirectory() as folder:
         store = TreeStore.create(Path(folder, "tree.db"), state)
-        back = store.state()
+        back = store.load()
         same(log.tree, back.tree)
         assert (back.volume, back.position, back.frame_hash, back.stamp) == (
             state.volume,
