@@ -34,7 +34,7 @@ _CRC = struct.Struct("<I")
 HEAD_BYTES = _HEAD.size + _CRC.size
 # One offset of each so many records is kept in memory.
 _STRIDE = 32
-_SUFFIX = ".journal"
+SUFFIX = ".journal"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -91,8 +91,8 @@ class Journal:
         """
         journal = cls(directory, segment_bytes)
         directory.mkdir(parents=True, exist_ok=True)
-        found = sorted(directory.glob(f"*{_SUFFIX}"))
-        journal._segments = [_Segment(path, int(path.name.removesuffix(_SUFFIX))) for path in found]
+        found = sorted(directory.glob(f"*{SUFFIX}"))
+        journal._segments = [_Segment(path, int(path.name.removesuffix(SUFFIX))) for path in found]
         if distrust_cache:
             for segment in journal._segments:
                 _drop_cache(segment.path)
@@ -247,7 +247,7 @@ class Journal:
     def _writable(self, sequence: int) -> _Segment:
         if self._segments and self._fd >= 0 and self._segments[-1].end < self._segment_bytes:
             return self._segments[-1]
-        path = self._directory / f"{sequence:020d}{_SUFFIX}"
+        path = self._directory / f"{sequence:020d}{SUFFIX}"
         try:
             if self._give_room_back():
                 os.fsync(self._fd)  # no segment but the last may end in zeros
@@ -377,6 +377,20 @@ def _try_read(fd: int, offset: int) -> tuple[Record, frames.Frame] | None:
     except errors.Corrupt:
         return None
     return (record, frame) if frame.hash == record.hash and frame.position == record.position else None
+
+
+def read_record(fd: int, offset: int) -> tuple[frames.Frame, int] | None:
+    """For readers in other processes: the frame at ``offset`` and the bytes of its record, or None where no
+    whole one stands.
+    """
+    found = _try_read(fd, offset)
+    return None if found is None else (found[1], HEAD_BYTES + found[0].wire_bytes)
+
+
+def record_bytes(fd: int, offset: int) -> int | None:
+    """How long the record at ``offset`` is by its head."""
+    record = _parse_head(os.pread(fd, HEAD_BYTES, offset))
+    return None if record is None else HEAD_BYTES + record.wire_bytes
 
 
 def _read(fd: int, offset: int, path: Path) -> tuple[Record, frames.Frame]:

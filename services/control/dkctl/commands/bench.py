@@ -101,15 +101,45 @@ def lag(seconds: float, work: Path | None, form: str) -> exits.Exit:
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Failovers of each kind."
 )
+@click.option(
+    "--front-door",
+    is_flag=True,
+    help="Clients behind a front door, and planned moves: failed, lost, stalled.",
+)
+@click.option(
+    "--moves", type=click.IntRange(min=1), default=50, show_default=True, help="Moves with --front-door."
+)
+@click.option(
+    "--requests",
+    type=click.IntRange(min=1),
+    default=500,
+    show_default=True,
+    metavar="RATE",
+    help="Requests a second with --front-door.",
+)
 @_place
 @options.form
-def failover(sizes_mb: tuple[int, ...], full: bool, rounds: int, work: Path | None, form: str) -> exits.Exit:
+def failover(
+    sizes_mb: tuple[int, ...],
+    full: bool,
+    rounds: int,
+    front_door: bool,
+    moves: int,
+    requests: int,
+    work: Path | None,
+    form: str,
+) -> exits.Exit:
     """From the decision to a promoted replica, and to the first write accepted there."""
     from dkctl.bench import failover as measurement
     from dkctl.bench import figures
 
     with _folder(work) as folder:
         sizes = sizes_mb or ((10, 1000) if full else (10, 200))
+        if front_door:
+            from dkctl.bench import front_door as under_load
+
+            moved = under_load.measure(folder, sizes, moves, requests, output.say)
+            return output.show(figures.answer(moved), form)
         report = measurement.measure(folder, sizes, rounds, output.say)
     return output.show(figures.answer(report), form)
 
