@@ -85,3 +85,7 @@ def state_of(log: Sequence[frames.Frame], folder: Path) -> State:
 
 def step(state: State, frame: frames.Frame) -> None:
     state.apply(frames.Tip(frame.position, frame.hash), frame.header.last, frame.columns())
+
+
+def tip(frame: frames.Frame) -> frames.Tip:
+    return frames.Tip(frame.position, frame.hash)

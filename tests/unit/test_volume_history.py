@@ -77,7 +77,7 @@ def test_a_history_that_is_opened_again_goes_on(rig: Rig) -> None:
     log = histories.made_frames(12, 300)
     for start in range(0, len(log), 20):
         rig.journal.append(log[start : start + 20])
-        rig.reopened().grow(most_frames=15)
+        rig.reopened().grow(most_steps=15)
     rig.history.grow()
     assert rig.history.index.tip().position == log[-1].position
     assert histories.snapshot(rig.history.state_at(log[-1].position)) == histories.replayed(log)
