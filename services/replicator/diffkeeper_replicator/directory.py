@@ -223,8 +223,9 @@ def _begin(files: VolumeFiles, volume: str, path: Path, journal: Journal, allow_
         )
     files.forget_directory()
     state = history_base.begin(volume, files.directory, journal, path)
-    # A journal is shortened only behind the end of the first-sight scan.
-    base_end = str(state.position) if state.position != positions.START else None
+    base_end = None
+    if state.position != positions.START and _base_end(journal.frames_from(journal.first)) is None:
+        base_end = str(state.position)  # the scan ended before what the journal still has
     note = DirectoryNote(str(path), found.st_dev, found.st_ino, base_end=base_end)
     return _start(files, note, state, allow_setid)
 

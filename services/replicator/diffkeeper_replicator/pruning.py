@@ -13,11 +13,11 @@ from typing import Any
 
 from diffkeeper import atomic_files
 from diffkeeper.domain import errors, frames, positions, retention
-from diffkeeper_replicator import archives, checkpoints, folding
+from diffkeeper_replicator import archives, checkpoints, folding, volume_history
 from diffkeeper_replicator.archives import Archive, Step
 from diffkeeper_replicator.state_builder import apply
 from diffkeeper_replicator.states import State
-from diffkeeper_replicator.volume_history import DELTA_COST, REPLAY_MAX_COST, VolumeHistory
+from diffkeeper_replicator.volume_history import VolumeHistory
 
 # Of the log, before it is folded, in one archive.
 ARCHIVE_BYTES = 64 * 1024 * 1024
@@ -163,7 +163,7 @@ class Pruner:
         for place, after in zip(places, [*places[1:], None], strict=True):
             if place.sequence <= done[0].first - 1:
                 base = place.sequence  # where the log begins
-            elif after is not None and _cost(costs, base, after.sequence) <= REPLAY_MAX_COST:
+            elif after is not None and _cost(costs, base, after.sequence) <= volume_history.REPLAY_MAX_COST:
                 checkpoints.path_of(self._history.checkpoints, place).unlink()
             else:
                 base = place.sequence
@@ -202,6 +202,6 @@ def _cost(costs: list[tuple[Archive, archives.Head]], after: int, upto: int) -> 
     for archive, head in costs:
         between = min(archive.last, upto) - max(archive.first - 1, after)
         if between > 0:
-            whole = head.raw_bytes + DELTA_COST * head.deltas
+            whole = head.raw_bytes + volume_history.DELTA_COST * head.deltas
             total += whole * between / (archive.last - archive.first + 1)
     return int(total)
