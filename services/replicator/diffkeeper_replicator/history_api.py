@@ -14,7 +14,7 @@ from aiohttp import web
 
 from diffkeeper import changes, http
 from diffkeeper.domain import chunks, deltas, errors, moments, retention
-from diffkeeper_replicator import diffs, history_reports, history_streams
+from diffkeeper_replicator import diffs, history_measures, history_reports, history_streams
 from diffkeeper_replicator.histories import Histories
 from diffkeeper_replicator.path_index import Touch, Wanted
 from diffkeeper_replicator.pruning import Pruner
@@ -22,6 +22,7 @@ from diffkeeper_replicator.volume_history import VolumeHistory
 
 T = TypeVar("T")
 LOG_MAX_ROWS = 10_000
+MEASURED_FRAMES = 100_000
 _MOST_BUCKETS = 500
 # Paths told with one frame; how many there are is told too.
 _PATHS_A_ROW = 20
@@ -47,6 +48,7 @@ class HistoryApi:
                 web.get(under, self.report),
                 web.put(f"{under}/policy", self.set_policy),
                 web.post(f"{under}/prune", self.prune),
+                web.get(f"{under}/measure", self.measure),
                 web.get(f"{under}/log", self.log),
                 web.get(f"{under}/moment", self.moment),
                 web.get(f"{under}/content", self.content),
@@ -117,6 +119,12 @@ class HistoryApi:
             raise errors.Refused(f"what_if is not a policy: {error}", reason="bad-policy") from error
         found = await self.in_thread(lambda: history_reports.report(history, self._now_us(), what_if))
         return http.json_response(found)
+
+    async def measure(self, request: web.Request) -> web.Response:
+        """The bytes of the newest frames in each form; ``frames=`` how many."""
+        history = self.history(request)
+        most = number(request, "frames") or MEASURED_FRAMES
+        return http.json_response(await self.in_thread(lambda: history_measures.measure(history, most)))
 
     async def set_policy(self, request: web.Request) -> web.Response:
         policy, history = await http.read_body(request, retention.Policy), self.history(request)

@@ -21,6 +21,7 @@ from diffkeeper.domain.deltas import ROOT_ID, Delta, Op
 from diffkeeper.domain.moments import Point
 from diffkeeper_replicator.archives import Step
 
+_VERSION = 2
 _SCHEMA = """
 create table if not exists frame (
     sequence integer primary key, epoch integer, parent_epoch integer, parent integer, hash blob, origin text,
@@ -216,6 +217,14 @@ class PathIndex:
         """Frames known, and those that can be gone back to."""
         row = self._one("select count(*), coalesce(sum(kept), 0) from frame")
         return int(row[0]), int(row[1])
+
+    def last_with(self, flag: int) -> int | None:
+        """The last sequence whose frame carries a flag."""
+        found = self._one("select max(sequence) from frame where flags & ?", flag)[0]
+        return None if found is None else int(found)
+
+    def first_sequence(self) -> int:
+        return int(self._one("select coalesce(min(sequence), 0) from frame")[0])
 
     def position_of(self, sequence: int) -> positions.Position | None:
         row = self._one("select epoch, sequence from frame where sequence = ?", sequence)
@@ -444,7 +453,10 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("pragma journal_mode = wal")
         # It can be made again: it must be whole after a crash, and need not have the last moment.
         connection.execute("pragma synchronous = normal")
+        if connection.execute("pragma user_version").fetchone()[0] not in (0, _VERSION):
+            raise sqlite3.DatabaseError("another version's index: it is made again")
         connection.executescript(_SCHEMA)
+        connection.execute(f"pragma user_version = {_VERSION}")
         connection.execute("select max(sequence) from frame").fetchone()
         connection.execute("select max(path) from touch").fetchone()
     except sqlite3.DatabaseError:
