@@ -80,6 +80,9 @@ class Agent(Service):
     async def attach(self, volume: str, body: Answer) -> Answer:
         return await self._post(volume, "attach", body, 30.0)
 
+    async def prepare(self, volume: str, body: Answer) -> Answer:
+        return await self._post(volume, "prepare", body, 10.0)
+
     async def start(self, volume: str, body: Answer) -> Answer:
         return await self._post(volume, "start", body, 30.0)
 
@@ -114,6 +117,9 @@ class Replicator(Service):
     async def log(self, volume: str, after: str | None, limit: int) -> Answer:
         since = "" if after is None else f"after={after}&"
         return await self.call("GET", f"/v1/volumes/{volume}/log?{since}limit={limit}")
+
+    async def clone(self, volume: str, to: str) -> Answer:
+        return await self._post(volume, "clone", {"to": to}, 3600.0)
 
     async def digest(self, volume: str) -> Answer:
         return await self.call("GET", f"/v1/volumes/{volume}/digest", timeout_s=600.0)

@@ -127,6 +127,21 @@ class Control:
         path = f"/v1/operations/{quote(operation, safe='')}?wait_s={wait_s:g}"
         return self._call("GET", path, None, wait_s + ANSWER_TIMEOUT_S)
 
+    def drill(self, volume: str, body: dict[str, Any]) -> dict[str, Any]:
+        # A clone without reflinks is a copy, which takes as long as the volume is large.
+        return self._call("POST", _volume_path(volume, "drill"), body, float(body["timeout_s"]) + 3600)
+
+    def drills(self, volume: str) -> dict[str, Any]:
+        return self._call("GET", _volume_path(volume, "drills"))
+
+    def make_clone(self, volume: str, site: str, owner: int) -> dict[str, Any]:
+        return self._call("POST", _volume_path(volume, "clones"), {"site": site, "owner": owner}, 3600)
+
+    def remove_clone(self, site: str, clone: str) -> dict[str, Any]:
+        return self._call(
+            "DELETE", f"/v1/sites/{quote(site, safe='')}/clones/{quote(clone, safe='')}", None, 600
+        )
+
     def stop_site(self, site: str, *, kill: bool) -> dict[str, Any]:
         return self._call("POST", f"/v1/sites/{quote(site, safe='')}/stop", {"kill": kill}, 60)
 

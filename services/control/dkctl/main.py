@@ -42,6 +42,8 @@ COMMANDS = {
     "verify": "verify:verify",
     "failover": "failover:failover",
     "switchover": "switchover:switchover",
+    "drill": "drill:drill",
+    "read": "read:read",
     "check": "check:check",
     "doctor": "doctor:doctor",
     "bench": "bench:bench",

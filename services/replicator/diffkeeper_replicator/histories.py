@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffkeeper.domain import chunks, errors, volumes
-from diffkeeper_replicator import branches, checkpoints
+from diffkeeper_replicator import checkpoints, named_branches
 from diffkeeper_replicator.chunk_store import ChunkStore, Freed
 from diffkeeper_replicator.peers import Peers
 from diffkeeper_replicator.volume_history import VolumeHistory
@@ -16,7 +16,7 @@ from diffkeeper_replicator.volume_history import VolumeHistory
 class Histories:
     def __init__(self, directory: Path, volumes_directory: Path, site: str, peers: Peers) -> None:
         self.site = site
-        self._branches = volumes_directory / branches.FOLDER
+        self._branches = volumes_directory / named_branches.FOLDER
         self._directory = directory
         self._peers = peers
         self._lock = threading.Lock()

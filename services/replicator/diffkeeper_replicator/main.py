@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from diffkeeper import http, metrics, service, settings
+from diffkeeper import heap, http, metrics, service, settings
 from diffkeeper.log import nats_event_log
-from diffkeeper_replicator import gauges, replicator_api
+from diffkeeper_replicator import clones, gauges, replicator_api
 from diffkeeper_replicator.history_main import HistorySettings
 from diffkeeper_replicator.history_process import HistoryProcess
 from diffkeeper_replicator.replicator import Replicator
@@ -32,6 +32,7 @@ def main() -> None:
 
 
 async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
+    heap.hold()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     _raise_descriptor_limit()
     token = settings.read_token(Path(wanted.token_file))
@@ -66,6 +67,7 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
         replicator_api.add_routes(app, replicator, now_us)
         history.add_routes(app)
         scope.spawn("history", history.run())
+        clones.add_routes(app, replicator)
         measured = metrics.Metrics()
         gauges.register(measured, replicator)
         app.add_routes([measured.route()])

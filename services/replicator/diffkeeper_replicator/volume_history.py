@@ -16,8 +16,8 @@ import msgspec
 from diffkeeper import atomic_files
 from diffkeeper.domain import errors, frames, moments, positions, retention
 from diffkeeper_replicator import archives, checkpoints
-from diffkeeper_replicator.branches import Branches
 from diffkeeper_replicator.chunk_store import ChunkStore
+from diffkeeper_replicator.named_branches import Branches
 from diffkeeper_replicator.path_index import PathIndex
 from diffkeeper_replicator.state_builder import StateBuilder, apply, missing
 from diffkeeper_replicator.states import State
