@@ -59,6 +59,7 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
             peers=wanted.peers,
         ),
         replicator.journal_bytes,
+        replicator.trim_journal,
     )
     try:
         await replicator.resume()

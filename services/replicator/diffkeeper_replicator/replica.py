@@ -194,6 +194,21 @@ class Replica:
                     self._run_following()
                 raise _as_ours(error, "promoting") from error
 
+    async def trim_journal(self, sequence: int) -> int:
+        """Whole segments of the journal that the history holds and that this replica's tree checkpoint is
+        beyond go; how many bytes that freed.
+        """
+        async with self._changing:
+            intake, replayer = self.intake, self.replayer
+            if intake is None or replayer is None or replayer.directory is None:
+                return 0
+            state = await asyncio.to_thread(self.files.state)
+            if state is None:
+                return 0
+            upto = min(sequence, state.position.sequence, replayer.applied.position.sequence)
+            freed: int = await intake.in_thread(lambda: intake.journal.drop_upto(upto))
+            return freed
+
     async def rebuild(self) -> None:
         """Build the directory anew from the journal; what is in it now is moved aside, beside it.
 

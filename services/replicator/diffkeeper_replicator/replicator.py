@@ -66,6 +66,11 @@ class Replicator:
             sizes[volume] = sum(path.stat().st_size for path in found)
         return sizes
 
+    async def trim_journal(self, volume: str, sequence: int) -> int:
+        """Let go of a volume's journal up to a sequence that its history holds; how many bytes that freed."""
+        replica = self.replicas.get(volume)
+        return 0 if replica is None else await replica.trim_journal(sequence)
+
     async def close(self) -> None:
         await asyncio.gather(*(replica.close() for replica in self.replicas.values()))
 
