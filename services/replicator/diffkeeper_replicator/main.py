@@ -10,9 +10,10 @@ from pathlib import Path
 
 from diffkeeper import http, metrics, service, settings
 from diffkeeper.log import nats_event_log
-from diffkeeper_replicator import gauges, replicator_api
+from diffkeeper_replicator import branch_api, gauges, replicator_api
 from diffkeeper_replicator.replicator import Replicator
 from diffkeeper_replicator.settings import ReplicatorSettings
+from diffkeeper_replicator.undo_log import Bounds
 
 # Threads of the journal and the applier give way to each other faster than by Python's default of 5 ms.
 _SWITCH_INTERVAL_S = 0.001
@@ -46,11 +47,13 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
         scope.spawn,
         now_us,
         allow_setid=wanted.allow_setid,
+        undo_bounds=Bounds(wanted.undo_bytes, wanted.undo_frames, wanted.undo_durable),
     )
     try:
         await replicator.resume()
         app = http.make_app(token)
         replicator_api.add_routes(app, replicator, now_us)
+        branch_api.add_routes(app, replicator)
         measured = metrics.Metrics()
         gauges.register(measured, replicator)
         app.add_routes([measured.route()])
