@@ -27,7 +27,7 @@ from tests.support.made_logs import FrameChain
 from diffkeeper.domain import errors, frames, positions, trees, volumes
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op, write
 from diffkeeper.log import event_log
-from diffkeeper_replicator import branches, reports
+from diffkeeper_replicator import orphan_branches, reports
 from diffkeeper_replicator.cursor import Reclaim, Role
 
 
@@ -299,7 +299,7 @@ async def test_a_tail_beyond_the_parent_becomes_a_branch_and_the_directory_goes_
         if end != "killed":  # then what was made since the last checkpoint is made again
             assert (north.path / "data").stat().st_ino == inode, "nothing was copied"
         await proven(north)
-        (branch,) = branches.find_all(north.files.orphans)
+        (branch,) = orphan_branches.find_all(north.files.orphans)
         assert (branch.note.parent, branch.note.end, branch.note.frames) == ("1.1", "1.3", 2)
         kept = {(c.path, c.kind): b"".join(map(branch.read, c.ranges)) for c in branch.changes()}
         assert kept == {(b"data", "changed"): b"tail two", (b"more", "added"): b"more"}
@@ -331,7 +331,7 @@ async def test_the_directory_of_a_fenced_leader_is_taken_back_in_place(tmp_path:
         assert {path.name: path.read_bytes() for path in data.iterdir()} == {"data": b"base main on"}
         assert (data / "data").stat().st_ino == inode
         await proven(east)
-        (branch,) = branches.find_all(east.files.orphans)
+        (branch,) = orphan_branches.find_all(east.files.orphans)
         assert (branch.note.name, branch.note.frames) == ("east-1-1", 1)
         kept = {(c.path, c.kind): b"".join(map(branch.read, c.ranges)) for c in branch.changes()}
         assert kept == {(b"data", "changed"): b"tail", (b"lost", "added"): b"never captured"}

@@ -15,6 +15,7 @@ import structlog
 from diffkeeper import __version__
 from diffkeeper.domain import errors
 from diffkeeper_control import failover_requests, operations, processes, programs, registry
+from diffkeeper_control.branch_merges import BranchMerges
 from diffkeeper_control.coordinator import Coordinator, Spawn
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.failover_requests import Asked
@@ -47,6 +48,7 @@ class ControlService:
         self.coordinator = Coordinator(self.operations, self.hands, spawn)
         self.lifecycle = Lifecycle(embedded, self.registry, self.monitor, self.hands)
         self.reconciler = Reconciler(embedded, self.registry, self.monitor, self.hands, self.lifecycle)
+        self.branch_merges = BranchMerges(embedded, self.registry, self.lifecycle)
         self.verifier = Verifier(embedded, self.registry, self.monitor)
         self.log_reader = LogReader(embedded, self.registry, self.monitor)
         self.views = Views(embedded, self.registry, self.monitor)

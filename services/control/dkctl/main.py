@@ -33,6 +33,7 @@ COMMANDS = {
     "verify": "verify:verify",
     "failover": "failover:failover",
     "switchover": "switchover:switchover",
+    "orphans": "orphans:orphans",
     "check": "check:check",
     "doctor": "doctor:doctor",
     "bench": "bench:bench",

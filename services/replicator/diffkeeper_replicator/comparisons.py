@@ -17,8 +17,8 @@ from diffkeeper import atomic_files
 from diffkeeper.domain import deltas, errors, frames, positions
 from diffkeeper_replicator import safe_paths
 from diffkeeper_replicator.backward import Images
-from diffkeeper_replicator.branches import Branch, Change
 from diffkeeper_replicator.journal import Journal
+from diffkeeper_replicator.orphan_branches import Branch, Change
 
 # Of one answer.
 CONTENT_MAX_BYTES = 256 * 1024
@@ -199,10 +199,17 @@ def write_out(branch: Branch, changes: Sequence[Change], journal: Journal, into:
         target = into / os.fsdecode(change.path)
         if change.kind != "removed" and change.node == "file":
             _overlay(branch, change, target, made.get(change.file_id, target))
-        if change.kind != "removed" and change.node in ("file", "dir"):
-            os.chmod(target, change.mode & 0o777)
+        if change.kind != "removed" and change.node in ("file", "dir", "symlink"):
+            _own(change, target)
     atomic_files.fsync_directory(into)
     return told
+
+
+def _own(change: Change, target: Path) -> None:
+    if os.geteuid() == 0:
+        os.chown(target, change.uid, change.gid, follow_symlinks=False)
+    if change.node != "symlink":
+        os.chmod(target, change.mode & 0o777)
 
 
 def _write_parents(made: dict[int, Path], journal: Journal, parent: frames.Tip) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffkeeper import http, metrics, service, settings
 from diffkeeper.log import nats_event_log
-from diffkeeper_replicator import branch_api, gauges, replicator_api
+from diffkeeper_replicator import gauges, orphan_api, replicator_api
 from diffkeeper_replicator.replicator import Replicator
 from diffkeeper_replicator.settings import ReplicatorSettings
 from diffkeeper_replicator.undo_log import Bounds
@@ -53,7 +53,7 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
         await replicator.resume()
         app = http.make_app(token)
         replicator_api.add_routes(app, replicator, now_us)
-        branch_api.add_routes(app, replicator)
+        orphan_api.add_routes(app, replicator)
         measured = metrics.Metrics()
         gauges.register(measured, replicator)
         app.add_routes([measured.route()])

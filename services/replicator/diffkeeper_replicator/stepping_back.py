@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 import structlog
 
 from diffkeeper.domain import frames, trees
-from diffkeeper_replicator import branches, safe_paths, undo, undo_capture
-from diffkeeper_replicator.branches import Change, Kept, Note, Writer
+from diffkeeper_replicator import orphan_branches, safe_paths, undo, undo_capture
 from diffkeeper_replicator.cursor import VolumeFiles
 from diffkeeper_replicator.directory import Directory
 from diffkeeper_replicator.journal import Journal
+from diffkeeper_replicator.orphan_branches import Change, Kept, Note, Writer
 
 _log = structlog.get_logger("replica")
 _READ_BYTES = 1 << 20
@@ -66,7 +66,7 @@ def _contents(
         try:
             size = os.fstat(fd).st_size
             if file_id in planned.born:
-                ranges = branches.copy_file(writer, fd, size)
+                ranges = orphan_branches.copy_file(writer, fd, size)
             else:
                 ranges = list(_read(fd, size, planned.ranges[file_id], writer))
         finally:

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from diffkeeper import http
 from diffkeeper.domain import errors
-from diffkeeper_replicator import branches, comparisons
+from diffkeeper_replicator import comparisons, orphan_branches
 from diffkeeper_replicator.comparisons import Compared, Piece
 from diffkeeper_replicator.journal import Journal
 from diffkeeper_replicator.replica import Replica
@@ -58,7 +58,7 @@ class _Calls:
     async def every(self, request: web.Request) -> web.Response:
         replica = self._replica(request)
         found = await asyncio.to_thread(
-            lambda: [branch.summary() for branch in branches.find_all(replica.files.orphans)]
+            lambda: [branch.summary() for branch in orphan_branches.find_all(replica.files.orphans)]
         )
         return http.json_response({"site": self._replicator.site, "branches": found})
 
@@ -103,7 +103,7 @@ class _Calls:
     async def drop(self, request: web.Request) -> web.Response:
         await http.read_body(request, _Nothing)
         replica, name = self._replica(request), request.match_info["name"]
-        await asyncio.to_thread(branches.drop, replica.files.orphans, name)
+        await asyncio.to_thread(orphan_branches.drop, replica.files.orphans, name)
         return http.json_response({"dropped": name})
 
     def _replica(self, request: web.Request) -> Replica:
@@ -132,8 +132,8 @@ async def _quietly(replica: Replica, work: Callable[[Journal], T]) -> T:
         return await asyncio.to_thread(work, journal)
 
 
-def _find(replica: Replica, request: web.Request) -> branches.Branch:
-    return branches.find(replica.files.orphans, request.match_info["name"])
+def _find(replica: Replica, request: web.Request) -> orphan_branches.Branch:
+    return orphan_branches.find(replica.files.orphans, request.match_info["name"])
 
 
 def _path(text: str) -> bytes:
