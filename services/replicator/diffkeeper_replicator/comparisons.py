@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffkeeper import atomic_files
-from diffkeeper.domain import deltas, errors, frames, positions
+from diffkeeper.domain import errors, frames, positions, trees
 from diffkeeper_replicator import safe_paths
 from diffkeeper_replicator.backward import Images
 from diffkeeper_replicator.journal import Journal
@@ -64,16 +64,22 @@ def selected(changes: Iterable[Change], path: bytes | None) -> list[Change]:
 
 
 def compare(
-    branch: Branch, changes: Sequence[Change], root: Path, journal: Journal, *, content: bool
+    branch: Branch,
+    changes: Sequence[Change],
+    root: Path,
+    journal: Journal,
+    tree: trees.Tree | None,
+    *,
+    content: bool,
 ) -> list[Compared]:
     """Blocking; the directory at ``root`` should stand still meanwhile."""
-    touched = touched_since(journal, positions.parse(branch.note.parent))
+    both = {id(change) for change in changed_in_main(branch, changes, journal, tree)}
     room = CONTENT_MAX_BYTES if content else 0
     root_fd = safe_paths.open_root(root)
     try:
         found = []
         for change in changes:
-            one = _compare_one(branch, change, root_fd, touched, room)
+            one = _compare_one(branch, change, root_fd, id(change) in both, room)
             room -= sum(len(piece.branch or b"") for piece in one.pieces)
             found.append(one)
         return found
@@ -81,7 +87,7 @@ def compare(
         os.close(root_fd)
 
 
-def _compare_one(branch: Branch, change: Change, root_fd: int, touched: set[int], room: int) -> Compared:
+def _compare_one(branch: Branch, change: Change, root_fd: int, changed: bool, room: int) -> Compared:
     is_file = change.node == "file" and change.kind != "removed"
     fd, size = _open_main(root_fd, change)
     try:
@@ -100,7 +106,7 @@ def _compare_one(branch: Branch, change: Change, root_fd: int, touched: set[int]
                         theirs[low:high] if shown else None,
                     )
                 )
-        return Compared(change, size, change.file_id in touched, pieces)
+        return Compared(change, size, changed, pieces)
     finally:
         if fd >= 0:
             os.close(fd)
@@ -139,27 +145,37 @@ def differing(one: bytes, other: bytes) -> list[tuple[int, int]]:
     return found
 
 
-def touched_since(journal: Journal, position: positions.Position) -> set[int]:
-    """Ids that frames after a position name in any way."""
-    found: set[int] = set()
-    for frame in journal.frames_after(position):
-        columns = frame.columns()
-        found.update(columns.file_ids)
-        if columns.args:
-            found.update(delta.args[2] for delta in columns if delta.op is deltas.Op.RENAME)
-    return found
+def changed_in_main(
+    branch: Branch, changes: Sequence[Change], journal: Journal, tree: trees.Tree | None
+) -> list[Change]:
+    """Those that the main line changed since the parent too: frames name their ids, or something else stands under
+    their names by now. ``tree``: the names of the main line; None where they are not known.
+    """
+    touched: set[int] = set()
+    for frame in journal.frames_after(positions.parse(branch.note.parent)):
+        touched.update(frame.columns().file_ids)
+    return [
+        change
+        for change in changes
+        if change.file_id in touched or (tree is not None and _stands_otherwise(tree, change))
+    ]
 
 
-def check_untouched(branch: Branch, changes: Sequence[Change], journal: Journal) -> None:
-    """Raises Refused ``changed-since`` with the list when the main line touched any of the files since the parent."""
-    touched = touched_since(journal, positions.parse(branch.note.parent))
-    both = sorted({os.fsdecode(change.path) for change in changes if change.file_id in touched})
-    if both:
+def _stands_otherwise(tree: trees.Tree, change: Change) -> bool:
+    if change.before is None:
+        return tree.walk(change.path) is not None
+    return tree.walk(change.before) != change.file_id
+
+
+def check_untouched(both: Sequence[Change]) -> None:
+    """Raises Refused ``changed-since`` with the list when the main line changed any of the files too."""
+    paths = sorted({os.fsdecode(change.path) for change in both})
+    if paths:
         raise errors.Refused(
-            f"{len(both)} of the files were changed in the main line too: {', '.join(both[:20])}; nothing was taken",
+            f"{len(paths)} of the files were changed in the main line too: {', '.join(paths[:20])}; nothing was taken",
             reason="changed-since",
             hint="take the branch's version into a directory of its own (--to DIR) and compare",
-            paths=", ".join(both),
+            paths=", ".join(paths),
         )
 
 

@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import web
 
 from diffkeeper import http
-from diffkeeper.domain import errors
+from diffkeeper.domain import errors, trees
 from diffkeeper_replicator import comparisons, orphan_branches
 from diffkeeper_replicator.comparisons import Compared, Piece
 from diffkeeper_replicator.journal import Journal
@@ -71,7 +71,9 @@ class _Calls:
         def work(journal: Journal) -> dict[str, Any]:
             branch = _find(replica, request)
             changes = comparisons.selected(branch.changes(), _path(text) if text else None)
-            found = comparisons.compare(branch, changes, replica.path, journal, content=content)
+            found = comparisons.compare(
+                branch, changes, replica.path, journal, _tree(replica), content=content
+            )
             return {"branch": branch.summary(), "changes": [_row(one) for one in found]}
 
         answer = await _quietly(replica, work)
@@ -92,13 +94,13 @@ class _Calls:
             for text in body.paths:
                 changes += [one for one in comparisons.selected(every, _path(text)) if one not in changes]
             if body.untouched:
-                comparisons.check_untouched(branch, changes, journal)
+                tree = _tree(replica)
+                comparisons.check_untouched(comparisons.changed_in_main(branch, changes, journal, tree))
             written = comparisons.write_out(branch, changes, journal, Path(body.to))
             removed = [path_text(os.fsdecode(one.path)) for one in changes if one.kind == "removed"]
             return {"written": [path_text(path) for path in written], "removed": removed}
 
-        async with _journal(replica) as journal:
-            return http.json_response(await asyncio.to_thread(work, journal))
+        return http.json_response(await _quietly(replica, work))
 
     async def drop(self, request: web.Request) -> web.Response:
         await http.read_body(request, _Nothing)
@@ -134,6 +136,11 @@ async def _quietly(replica: Replica, work: Callable[[Journal], T]) -> T:
 
 def _find(replica: Replica, request: web.Request) -> orphan_branches.Branch:
     return orphan_branches.find(replica.files.orphans, request.match_info["name"])
+
+
+def _tree(replica: Replica) -> trees.Tree | None:
+    opened = replica.replayer.directory if replica.replayer is not None else None
+    return opened.tree() if opened is not None else None
 
 
 def _path(text: str) -> bytes:
