@@ -41,7 +41,6 @@ COMMANDS = {
     "verify": "verify:verify",
     "failover": "failover:failover",
     "switchover": "switchover:switchover",
-    "orphans": "orphans:orphans",
     "drill": "drill:drill",
     "read": "read:read",
     "check": "check:check",

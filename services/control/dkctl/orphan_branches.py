@@ -1,4 +1,6 @@
-"""``dkctl orphans``: what fenced writers had written beyond the main line; shown, taken over or dropped."""
+"""Orphan branches, what fenced writers had written beyond the main line: the parts of ``dkctl branch`` and ``dkctl diff``
+that show them, take them over and drop them.
+"""
 
 from __future__ import annotations
 
@@ -39,35 +41,20 @@ CHANGE_COLUMNS = [
 _HEX_A_LINE = 16
 
 
-@click.group()
-def orphans() -> None:
-    """Orphan branches: what a fenced writer had written beyond the frame from which the main line went on."""
-
-
-@orphans.command("list")
-@click.argument("volume")
-@options.directory
-@options.form
-def list_(volume: str, directory: Path, form: str) -> exits.Exit:
-    """List the orphan branches of VOLUME: whose, from where to where, how much, why."""
-    found = client.Control.of(directory).branches(volume)
-    return output.show(of_branches(found), form)
-
-
-@orphans.command()
-@click.argument("volume")
-@click.argument("branch")
-@click.argument("path", required=False)
-@click.option("--stat", is_flag=True, help="Which files and how many bytes, without the content.")
-@options.directory
-@options.form
-def diff(volume: str, branch: str, path: str | None, stat: bool, directory: Path, form: str) -> exits.Exit:
-    """Compare BRANCH of VOLUME, byte for byte, with the main line as the branch's site shows it now.
-
-    Exit code 1 when they differ.
-    """
-    found = client.Control.of(directory).branch(volume, branch, path, content=not stat)
-    code = output.show(of_comparison(found), form)
+def show_comparison(
+    control: client.Control,
+    volume: str,
+    branch: str,
+    path: str | None,
+    *,
+    stat: bool,
+    exit_code: bool,
+    form: str,
+) -> exits.Exit:
+    """An orphan branch beside the main line as the branch's site shows it now, byte for byte."""
+    found = control.branch(volume, branch, path, content=not stat)
+    differ = exits.Exit.ATTENTION if exit_code and found["changes"] else exits.Exit.DONE
+    code = output.show(of_comparison(found, differ), form)
     if form in ("table", "wide") and not stat:
         for change in found["changes"]:
             for line in lines(change):
@@ -76,7 +63,7 @@ def diff(volume: str, branch: str, path: str | None, stat: bool, directory: Path
     return code
 
 
-@orphans.command()
+@click.command()
 @click.argument("volume")
 @click.argument("branch")
 @click.argument("paths", nargs=-1)
@@ -113,15 +100,9 @@ def merge(
     return output.show(answer, form)
 
 
-@orphans.command()
-@click.argument("volume")
-@click.argument("branch")
-@click.option("--accept-loss", is_flag=True, help="Do not ask: what only this branch holds is lost.")
-@options.directory
-@options.form
-def drop(volume: str, branch: str, accept_loss: bool, directory: Path, form: str) -> exits.Exit:
-    """Remove BRANCH of VOLUME for good. What only it holds is lost, so its name is to be typed."""
-    control = client.Control.of(directory)
+def drop_for_good(
+    control: client.Control, volume: str, branch: str, *, accepted: bool, form: str
+) -> exits.Exit:
     known = {one["name"]: one for one in control.branches(volume)["branches"]}
     kept = known.get(branch, {})
     size = output.size(kept.get("bytes")) or "an unknown amount"
@@ -129,27 +110,22 @@ def drop(volume: str, branch: str, accept_loss: bool, directory: Path, form: str
         f"Branch {branch} of {volume} goes for good: {size} in {kept.get('paths') or 'unknown'} paths."
     )
     if branch in known:
-        confirm.loss(statement, branch, accepted=accept_loss)
+        confirm.loss(statement, branch, accepted=accepted)
     found = control.drop_branch(volume, branch)
     return output.show(output.Answer(f"Branch {branch} of {volume} is gone.", found, names=[branch]), form)
 
 
-def of_branches(found: dict[str, Any]) -> output.Answer:
-    branches = found["branches"]
-    rows = [
+def rows_of(branches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
         one | {"size": output.size(one["bytes"]), "since": output.moment(one["made_us"])} for one in branches
     ]
-    count = f"{len(branches)} orphan branch{'es' if len(branches) != 1 else ''}"
-    return output.Answer(
-        f"{found['volume']} has {count if branches else 'no orphan branch'}.",
-        found,
-        tables=[output.Table(COLUMNS, rows)],
-        items=branches,
-        names=[one["name"] for one in branches],
-    )
 
 
-def of_comparison(found: dict[str, Any]) -> output.Answer:
+def is_one(control: client.Control, volume: str, name: str) -> bool:
+    return any(one["name"] == name for one in control.branches(volume)["branches"])
+
+
+def of_comparison(found: dict[str, Any], code: exits.Exit) -> output.Answer:
     branch, changes = found["branch"], found["changes"]
     rows = [
         one
@@ -171,7 +147,7 @@ def of_comparison(found: dict[str, Any]) -> output.Answer:
         tables=[output.Table(CHANGE_COLUMNS, rows)],
         items=changes,
         names=[one["path"] for one in changes],
-        exit=exits.Exit.ATTENTION if changes else exits.Exit.DONE,
+        exit=code,
     )
 
 
