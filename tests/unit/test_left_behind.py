@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tests.support.made_logs import FrameChain
 
-from diffkeeper.domain import frames, positions
+from diffkeeper.domain import frames, positions, trees
 from diffkeeper.domain.deltas import write
+from diffkeeper.tree_store import TreeStore
 from diffkeeper_capture import left_behind
 from diffkeeper_capture.spool import DEFAULT_MAX_BYTES, Spool
 from diffkeeper_capture.volume_order import VolumeFiles
@@ -31,10 +32,13 @@ async def test_frames_of_the_reign_beyond_the_parent_are_copied_out_and_stay_in_
     chain.epoch = 3
     ours = [chain.frame([write(2, 0, b"ours %d" % number)]) for number in range(3)]
     await _spooled(files, *old, *ours)
-    files.tree_state.write_bytes(b"state")
+    kept = trees.TreeState("v", old[0].position, old[0].hash, 0, trees.Tree(), {})
+    TreeStore.create(files.tree_store, kept).close()
     for _ in range(2):
         given = left_behind.export(files, 3, ours[0].position, DEFAULT_MAX_BYTES)
-        assert (given["frames"], given["tree_state"]) == (2, str(files.tree_state))
+        assert given["frames"] == 2
+        state = trees.decode(Path(given["tree_state"]).read_bytes())
+        assert (state.position, state.frame_hash) == (old[0].position, old[0].hash)
         read = list(orphan_branches.read_frames(Path(given["tail"])))
         assert [frame.hash for frame in read] == [frame.hash for frame in ours[1:]]
 

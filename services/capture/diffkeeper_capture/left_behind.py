@@ -13,6 +13,8 @@ from typing import Any
 
 from diffkeeper import atomic_files
 from diffkeeper.domain import frames, positions
+from diffkeeper.tree_store import TreeStore
+from diffkeeper_capture import volume_state
 from diffkeeper_capture.spool import Spool
 from diffkeeper_capture.volume_order import VolumeFiles
 
@@ -23,7 +25,7 @@ _LENGTH = struct.Struct("<I")
 def export(files: VolumeFiles, epoch: int, parent: positions.Position, spool_bytes: int) -> dict[str, Any]:
     """``{tail, frames, tree_state}``: files, or null where there is nothing. Blocking; again gives the same."""
     if not files.spool.is_dir():
-        return {"tail": None, "frames": 0, "tree_state": _existing(files.tree_state)}
+        return {"tail": None, "frames": 0, "tree_state": _export_tree(files, epoch)}
     spool = Spool.open(files.spool, spool_bytes)
     try:
         tail = [frame for frame in spool.frames_after(parent) if frame.position.epoch == epoch]
@@ -34,7 +36,7 @@ def export(files: VolumeFiles, epoch: int, parent: positions.Position, spool_byt
     return {
         "tail": str(path) if tail else None,
         "frames": len(tail),
-        "tree_state": _existing(files.tree_state),
+        "tree_state": _export_tree(files, epoch),
     }
 
 
@@ -47,5 +49,15 @@ def _write(path: Path, tail: list[frames.Frame]) -> None:
     atomic_files.fsync_directory(path.parent)
 
 
-def _existing(path: Path) -> str | None:
-    return str(path) if path.exists() else None
+def _export_tree(files: VolumeFiles, epoch: int) -> str | None:
+    """The last tree that was kept, as the file that a role is handed over with."""
+    if not files.tree_store.exists():
+        return None
+    store = TreeStore.open(files.tree_store)
+    try:
+        state = store.load()
+    finally:
+        store.close()
+    path = files.directory / f"left-{epoch}.state"
+    volume_state.save(path, state)
+    return str(path)
