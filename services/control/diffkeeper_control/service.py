@@ -24,6 +24,7 @@ from diffkeeper_control import (
     registry,
     settings,
 )
+from diffkeeper_control.branch_merges import BranchMerges
 from diffkeeper_control.clones import Clones
 from diffkeeper_control.coordinator import Coordinator, Spawn
 from diffkeeper_control.door_keeper import DoorKeeper
@@ -72,6 +73,7 @@ class ControlService:
         self.reconciler = Reconciler(
             embedded, self.registry, self.monitor, self.hands, self.lifecycle, self.doors
         )
+        self.branch_merges = BranchMerges(embedded, self.registry, self.lifecycle)
         self.verifier = Verifier(embedded, self.registry, self.monitor)
         self.log_reader = LogReader(embedded, self.registry, self.monitor)
         self.node_care = NodeCare(embedded, embedded.session)

@@ -120,6 +120,19 @@ class Control:
     def verify(self, volume: str, timeout_s: float) -> dict[str, Any]:
         return self._call("POST", _volume_path(volume, "verify"), {}, timeout_s)
 
+    def branches(self, volume: str) -> dict[str, Any]:
+        return self._call("GET", _volume_path(volume, "branches"))
+
+    def branch(self, volume: str, name: str, path: str | None, *, content: bool) -> dict[str, Any]:
+        query = {"content": str(int(content))} | ({"path": path} if path else {})
+        return self._call("GET", f"{_branch_path(volume, name)}?{urlencode(query)}", None, 600)
+
+    def merge_branch(self, volume: str, name: str, paths: list[str], to: str | None) -> dict[str, Any]:
+        return self._call("POST", _branch_path(volume, name, "/merge"), {"paths": paths, "to": to}, 600)
+
+    def drop_branch(self, volume: str, name: str) -> dict[str, Any]:
+        return self._call("POST", _branch_path(volume, name, "/drop"), {}, 60)
+
     def failover(self, volume: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._call("POST", _volume_path(volume, "failover"), body)
 
@@ -206,6 +219,10 @@ class Control:
 
 def _volume_path(volume: str, action: str = "") -> str:
     return f"/v1/volumes/{quote(volume, safe='')}" + (f"/{action}" if action else "")
+
+
+def _branch_path(volume: str, name: str, action: str = "") -> str:
+    return _volume_path(volume, f"branches/{quote(name, safe='')}{action}")
 
 
 def _history_path(volume: str, action: str, query: Query) -> str:

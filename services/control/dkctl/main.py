@@ -29,6 +29,7 @@ COMMANDS = {
     "detach": "detach:detach",
     "status": "status:status",
     "log": "log:log",
+    "history": "history:history",
     "diff": "diff:diff",
     "cat": "cat:cat",
     "restore": "restore:restore",

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from diffkeeper import heap, http, metrics, service, settings
 from diffkeeper.log import nats_event_log
-from diffkeeper_replicator import clones, gauges, replicator_api
+from diffkeeper_replicator import clones, gauges, orphan_api, replicator_api
 from diffkeeper_replicator.history_main import HistorySettings
 from diffkeeper_replicator.history_process import HistoryProcess
 from diffkeeper_replicator.replicator import Replicator
 from diffkeeper_replicator.settings import ReplicatorSettings
+from diffkeeper_replicator.undo_log import Bounds
 
 # Threads of the journal and the applier give way to each other faster than by Python's default of 5 ms.
 _SWITCH_INTERVAL_S = 0.001
@@ -50,6 +51,7 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
         scope.spawn,
         now_us,
         allow_setid=wanted.allow_setid,
+        undo_bounds=Bounds(wanted.undo_bytes, wanted.undo_frames, wanted.undo_durable),
     )
     history = HistoryProcess(
         HistorySettings(
@@ -60,11 +62,13 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
             peers=wanted.peers,
         ),
         replicator.journal_bytes,
+        replicator.trim_journal,
     )
     try:
         await replicator.resume()
         app = http.make_app(token)
         replicator_api.add_routes(app, replicator, now_us)
+        orphan_api.add_routes(app, replicator)
         history.add_routes(app)
         scope.spawn("history", history.run())
         clones.add_routes(app, replicator)

@@ -144,6 +144,22 @@ def failover(
     return output.show(figures.answer(report), form)
 
 
+@bench.command()
+@_seconds(20)
+@click.option("--postgres/--no-postgres", default=True, help="Also pgbench, where PostgreSQL is installed.")
+@_place
+@options.form
+def history(seconds: float, postgres: bool, work: Path | None, form: str) -> exits.Exit:
+    """How small the log of every write is, and how long any moment of it takes to be there again."""
+    from dkctl.bench import figures
+    from dkctl.bench import history as measurement
+    from dkctl.bench import postgres as pgbench
+
+    with _folder(work) as folder:
+        report = measurement.measure(folder, pgbench.folder() if postgres else None, seconds, output.say)
+    return output.show(figures.answer(report), form)
+
+
 @contextlib.contextmanager
 def _folder(work: Path | None) -> Iterator[Path]:
     """A folder that an unprivileged server can reach too; removed at the end."""
