@@ -19,3 +19,5 @@ class ReplicatorSettings(settings.Settings, frozen=True, kw_only=True):
     port: int = 0
     # Carry set-user-id and set-group-id bits over to replicas.
     allow_setid: bool = False
+    # Where the repair service listens; asked for a frame that the streams do not give.
+    repair: str | None = None
