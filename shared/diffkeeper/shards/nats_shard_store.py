@@ -72,6 +72,10 @@ class NatsShardStore:
         connection.start()
         return cls(node, connection)
 
+    async def wait(self, timeout_s: float) -> None:
+        """Until it is connected; raises Unreachable. Asks nothing of the node, and changes nothing there."""
+        await self._connection.session(timeout_s)
+
     async def check(self) -> shard_store.Vitals:
         session = self._connection.current
         if session is None:
