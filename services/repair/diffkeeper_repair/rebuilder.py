@@ -187,9 +187,9 @@ class Rebuilder:
         if not self._fleet.answers(copy.node):
             return False
         if copy.key.index == MANIFEST:
-            if copy.key == manifest.key:
-                return False
-            proven = any(key == manifest.key for _, key in entry.manifest_copies())
+            proven = any(
+                key == manifest.key and node != copy.node for node, key in entry.manifest_copies()
+            ) or (copy.key != manifest.key and copy.node in entry.where.get(manifest.key, ()))
         else:
             proven = await self._is_proven(entry, copy)
         if proven:
