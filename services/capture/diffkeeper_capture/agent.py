@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from diffkeeper import __version__
 from diffkeeper.domain import errors, volumes
 from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.log.event_log import EventLog
@@ -238,6 +239,7 @@ class Agent:
             "gate_socket": str(self._gate_path),
             "records": 0 if self._drain is None else self._drain.records,
             "started_us": self._started_us,
+            "version": __version__,
             "at_us": time.time_ns() // 1000,
             "volumes": [self._status_of(held.capture) for _, held in sorted(self._held.items())],
         }

@@ -38,6 +38,7 @@ COMMANDS = {
     "scrub": "scrub:scrub",
     "rebuild": "rebuild:rebuild",
     "rescue": "rescue:rescue",
+    "check": "check:check",
     "doctor": "doctor:doctor",
     "bench": "bench:bench",
     "completion": "completion:completion",
