@@ -68,6 +68,8 @@ async def test_flipped_bits_are_found_and_repaired_and_never_give_wrong_bytes(tm
 async def test_a_wiped_node_is_filled_again(tmp_path: Path) -> None:
     rig = await rig_with_frames(tmp_path, 6, "4+2")
     rig.stores["node-03"].wipe()
+    await rig.service.fleet.look()
+    assert {damage.cause for damage in rig.service.book.open} == {Cause.MISSING}
     await rig.mend(patient=True)
     assert len([key for key in rig.stores["node-03"].items if key.index >= 0]) == 1
     assert rig.service.health()["ok"], rig.service.health()

@@ -42,7 +42,7 @@ class Catalogue:
 
     def replace(self, node: str, whole: Iterable[Key], torn: Iterable[Key]) -> list[Key]:
         """Take a node's whole listing; gives what it had before and has no more."""
-        now, before = set(whole), self._held.get(node, set())
+        now, before = set(whole), set(self._held.get(node, ()))
         for key in before - now:
             self.discard(node, key)
         for key in now - before:

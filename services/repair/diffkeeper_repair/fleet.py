@@ -36,8 +36,9 @@ class StorageNode:
     trouble: errors.DiffKeeperError | None = None
     listed: bool = False
     full: bool = False
-    # One listing or change of what it holds at a time, so that a listing does not undo a change made meanwhile.
+    # One listing at a time; what is put (True) or removed (False) while it is made is not undone by it.
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    meanwhile: dict[Key, bool] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -129,41 +130,46 @@ class StorageFleet:
 
     async def _list(self, node: StorageNode) -> None:
         async with node.lock:
+            node.meanwhile = {}
             listing = await node.store.keys()
-            lost = self._catalogue.replace(node.name, listing.whole, listing.torn)
+            put = {key for key, is_there in node.meanwhile.items() if is_there}
+            removed = node.meanwhile.keys() - put
+            whole = (set(listing.whole) | put) - removed
+            lost = self._catalogue.replace(node.name, whole, set(listing.torn) - put - removed)
             node.listed = True
         for key in lost:
             self._book.report(node.name, key, Cause.MISSING, "the node no longer has it")
-        for key in listing.torn:
+        for key in self._catalogue.torn[node.name]:
             self._book.report(node.name, key, Cause.TORN, "only parts of it are there")
         self.changed.set()
 
     async def put(self, name: str, key: Key, data: bytes) -> None:
         """Write an item, read it back, and only then count on it; raises Corrupt when the node gives other bytes."""
         node = self.nodes[name]
-        async with node.lock:
-            try:
-                await node.store.put(key, data)
-                found = await node.store.get(key)
-            except errors.Refused as error:
-                node.full = node.full or error.reason == "node-full"
-                raise
-            if found != data:
-                raise errors.Corrupt(
-                    f"storage node {name} gave other bytes than were just written to it; it is not counted on",
-                    reason="read-back",
-                    hint="check the disk of the node",
-                    node=name,
-                )
-            self._catalogue.add(name, key)
-            self._catalogue.torn.get(name, set()).discard(key)
+        try:
+            await node.store.put(key, data)
+            found = await node.store.get(key)
+        except errors.Refused as error:
+            node.full = node.full or error.reason == "node-full"
+            raise
+        if found != data:
+            raise errors.Corrupt(
+                f"storage node {name} gave other bytes than were just written to it; it is not counted on",
+                reason="read-back",
+                hint="check the disk of the node",
+                node=name,
+            )
+        node.meanwhile[key] = True
+        self._catalogue.add(name, key)
+        self._catalogue.torn.get(name, set()).discard(key)
 
     async def remove(self, name: str, key: Key) -> None:
         node = self.nodes[name]
-        async with node.lock:
-            await node.store.remove(key)
-            self._catalogue.discard(name, key)
-            self._catalogue.torn.get(name, set()).discard(key)
+        # Noted first: a listing made while it is removed may find it gone, and that is no damage.
+        node.meanwhile[key] = False
+        self._catalogue.discard(name, key)
+        self._catalogue.torn.get(name, set()).discard(key)
+        await node.store.remove(key)
 
     def copies(self, entry_where: dict[Key, set[str]]) -> list[Copy]:
         return [

@@ -48,7 +48,8 @@ class Rescue:
                 await self._rescue(stripe, places[stripe])
         # A segment that could not be read in one geometry may have been read in another.
         for volume, lost in self._lost.items():
-            self._lost[volume] = [one for one in lost if (volume, one["segment"]) not in self._written]
+            left = [one for one in lost if (volume, one["segment"]) not in self._written]
+            self._lost[volume] = sorted(left, key=lambda one: (one.get("first_us", 0), one["segment"]))
 
     async def _list(self, source: Source) -> Sequence[Key]:
         try:

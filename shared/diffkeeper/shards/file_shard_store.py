@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -36,11 +38,17 @@ class FileShardStore:
     async def get(self, key: Key) -> bytes | None:
         def read() -> bytes | None:
             try:
-                with self._path(key).open("rb") as file:
-                    # A file that is larger than any shard is none; it is not taken into memory to find out.
-                    return file.read(shard_headers.MAX_BYTES + 1)
+                # A link may lead anywhere, and a pipe waits for ever: neither is a shard.
+                descriptor = os.open(
+                    self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                )
             except FileNotFoundError:
                 return None
+            with open(descriptor, "rb") as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    return None
+                # A file that is larger than any shard is none; it is not taken into memory to find out.
+                return file.read(shard_headers.MAX_BYTES + 1)
 
         return await self._do(read)
 
