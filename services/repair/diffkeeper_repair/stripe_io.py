@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from diffkeeper.domain import errors, manifests, segments, stripes
-from diffkeeper.domain.shard_headers import Key
+from diffkeeper.domain.shard_headers import Key, Stripe
 from diffkeeper_repair import assembly
 from diffkeeper_repair.assembly import Assembled, Coded, Shard
 from diffkeeper_repair.catalogue import Catalogue, Entry
@@ -40,7 +40,9 @@ class StripeIO:
             # As many as are missing; once they contradicted each other, all there are.
             short = len(waiting) if trouble is not None else max(need - _distinct(shards), 1)
             batch, waiting = waiting[:short], waiting[short:]
-            found = await asyncio.gather(*(self.read_shard(node, key) for node, key in batch))
+            found = await asyncio.gather(
+                *(self._fetch(node, key, assembly.open_header) for node, key in batch)
+            )
             shards += [shard for shard in found if shard is not None]
             if _distinct(shards) < need:
                 continue
@@ -48,8 +50,17 @@ class StripeIO:
                 assembled = await asyncio.to_thread(assembly.assemble, entry.stripe, shards)
             except errors.Corrupt as error:
                 trouble = error
-                continue
-            self._report_liars(entry, assembled.liars)
+                # Only now it is worth asking each shard for its digest.
+                shards, bad = await asyncio.to_thread(assembly.sift, shards)
+                self._report(entry, bad, Cause.DIGEST, "its bytes are not those of its digest")
+                if not bad or _distinct(shards) < need:
+                    continue
+                try:
+                    assembled = await asyncio.to_thread(assembly.assemble, entry.stripe, shards)
+                except errors.Corrupt as again:
+                    trouble = again
+                    continue
+            self._report(entry, assembled.liars, Cause.LIE, "it agrees with itself and not with its segment")
             self._book.readable(entry.stripe)
             return assembled
         lost = trouble or errors.Corrupt(
@@ -73,6 +84,11 @@ class StripeIO:
 
     async def read_shard(self, node: str, key: Key) -> Shard | None:
         """A shard that agrees with itself and with its key; None, and noted, when it does not."""
+        return await self._fetch(node, key, assembly.open_shard)
+
+    async def _fetch(
+        self, node: str, key: Key, opening: Callable[[bytes, str, Stripe | None], Shard]
+    ) -> Shard | None:
         try:
             data = await self._fleet.store(node).get(key)
         except errors.Transient:
@@ -81,7 +97,7 @@ class StripeIO:
             self._book.report(node, key, Cause.MISSING, "the node does not give it")
             return None
         try:
-            shard = await asyncio.to_thread(assembly.open_shard, data, node, key.stripe)
+            shard = await asyncio.to_thread(opening, data, node, key.stripe)
         except errors.Corrupt as error:
             cause = Cause.FOREIGN if error.reason == "foreign-shard" else Cause.DIGEST
             self._book.report(node, key, cause, error.message)
@@ -100,11 +116,11 @@ class StripeIO:
                 self._book.report(node, key, Cause.LIE, "it agrees with itself and not with its manifest")
         return shard
 
-    def _report_liars(self, entry: Entry, liars: Sequence[Shard]) -> None:
-        for liar in liars:
-            for node, key in entry.copies(liar.header.index):
-                if node == liar.source:
-                    self._book.report(node, key, Cause.LIE, "it agrees with itself and not with its segment")
+    def _report(self, entry: Entry, shards: Sequence[Shard], cause: Cause, detail: str) -> None:
+        for shard in shards:
+            for node, key in entry.copies(shard.header.index):
+                if node == shard.source:
+                    self._book.report(node, key, cause, detail)
 
     async def truth(self, entry: Entry) -> tuple[manifests.Manifest, Coded]:
         """The stripe decoded, believed and coded anew, and what its manifest must say. Raises Corrupt."""

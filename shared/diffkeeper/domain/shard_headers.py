@@ -147,10 +147,14 @@ def decode(data: bytes) -> tuple[Header, bool]:
 
 def check_payload(header: Header, payload: bytes | memoryview) -> None:
     """Raise Corrupt unless these are the bytes that the header speaks of."""
-    if len(payload) != header.payload_bytes:
-        raise _bad(f"it has {len(payload)} bytes behind its header and must have {header.payload_bytes}")
+    check_length(header, payload)
     if blake3(payload).digest() != header.payload_digest:
         raise _bad("its bytes are not those of its digest")
+
+
+def check_length(header: Header, payload: bytes | memoryview) -> None:
+    if len(payload) != header.payload_bytes:
+        raise _bad(f"it has {len(payload)} bytes behind its header and must have {header.payload_bytes}")
 
 
 def _is_whole(message: bytes) -> bool:
