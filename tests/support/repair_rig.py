@@ -71,11 +71,13 @@ class RepairRig:
     async def seal(self) -> None:
         """Everything that is in the streams now."""
         sealing = asyncio.create_task(self.service.sealers.run())
-        try:
-            await self.service.sealers.flush(20)
-        finally:
-            sealing.cancel()
-            await asyncio.gather(sealing, return_exceptions=True)
+        flushing = asyncio.create_task(self.service.sealers.flush(20))
+        await asyncio.wait({sealing, flushing}, return_when=asyncio.FIRST_COMPLETED)
+        ended = sealing if sealing.done() else flushing
+        for task in (sealing, flushing):
+            task.cancel()
+        await asyncio.gather(sealing, flushing, return_exceptions=True)
+        ended.result()
 
     async def mend(self, *, patient: bool = False) -> None:
         await self.service.fleet.look()

@@ -70,6 +70,8 @@ class StreamSealer:
         self._run = Run(1)
         self._before: frames.Frame | None = None
         self._flush = asyncio.Event()
+        # Everything up to here is to be sealed without waiting for its age.
+        self._flush_to = 0
         self.trouble: errors.DiffKeeperError | None = None
         # The last message of the stream, as far as it is known here.
         self.seen = 0
@@ -83,8 +85,9 @@ class StreamSealer:
     def waiting_bytes(self) -> int:
         return self._run.size
 
-    def flush(self) -> None:
-        """Seal what has been read without waiting for its age."""
+    def flush(self, stream_sequence: int) -> None:
+        """Seal up to this message as soon as it has been read."""
+        self._flush_to = max(self._flush_to, stream_sequence)
         self._flush.set()
 
     async def run(self) -> None:
@@ -166,11 +169,12 @@ class StreamSealer:
         self.seen = max(self.seen, sequence)
 
     def _is_due(self) -> bool:
+        self._flush.clear()
         if not self._run.wires:
-            self._flush.clear()
             return False
         aged = asyncio.get_running_loop().time() - self._run.since >= self._age_s
-        return aged or self._run.size >= segments.TARGET_BYTES or self._flush.is_set()
+        asked = self._run.first_sequence <= self._flush_to < self._expected
+        return aged or asked or self._run.size >= segments.TARGET_BYTES
 
     async def seal(self) -> None:
         """Seal the run and begin the next; it is kept when that fails."""
@@ -179,7 +183,6 @@ class StreamSealer:
         manifest = await self._io.write(segment, self._geometry())
         self.sealed_bytes += manifest.segment_bytes
         self._run = Run(segment.last_sequence + 1)
-        self._flush.clear()
         self.trouble = None
         _log.info(
             "sealed",

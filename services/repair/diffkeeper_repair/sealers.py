@@ -94,7 +94,7 @@ class Sealers:
             if sealer is not None and sealer.sealed >= last:
                 return
             if sealer is not None:
-                sealer.flush()
+                sealer.flush(last)
             await asyncio.sleep(0.05)
 
     async def last(self, origin: volumes.Origin) -> int:
