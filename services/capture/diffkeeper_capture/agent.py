@@ -100,6 +100,7 @@ class Agent:
         if self._probe is not None:
             self._probe.close()
         self._packer.shutdown()
+        self._launcher.close()
 
     # -- orders ----------------------------------------------------------------------------------------------
 
@@ -176,6 +177,13 @@ class Agent:
         if capture.state == "fenced" and capture.program is not None and capture.program.running:
             _log.error("ending the program of a fenced volume", volume=capture.order.volume)
             await volume_end.stop_program(capture, self._gate_socket, FENCED_GRACE_S)
+
+    async def prepare(
+        self, name: str, path: Path, level: Level, command: programs.Command, wait: bool
+    ) -> bool:
+        """Get ready to start a program of a volume that is about to come here; whether that was possible."""
+        volumes.check_name("volume", name)
+        return await self._launcher.prepare(name, path, level, command, wait) is not None
 
     async def start(self, name: str, command: programs.Command) -> dict[str, Any]:
         """Start a program; ``{pid}``. Raises Refused when one runs or it cannot be executed."""

@@ -74,9 +74,11 @@ async def _serve(
                     await embedded.stop_all()
                 raise
             reconciling = scope.spawn("reconcile", service.reconciler.run())
+            drilling = scope.spawn("drills", service.drills.run())
             scope.ready(dir=str(layout.dir), address=settings.address(port), sites=",".join(note.sites))
             await _until_stop(scope, service)
             reconciling.cancel()  # what is being stopped must not be corrected
+            drilling.cancel()
             await storage.stop_repair()
             await service.stop()
             await storage.stop()
