@@ -88,11 +88,6 @@ class StorageNodes:
         if self.repair is not None:
             await self.repair.stop()
 
-    async def leave(self) -> None:
-        """Stop watching; the children live on for the next control."""
-        for child in [*self.children.values(), *([self.repair] if self.repair is not None else [])]:
-            await child.release()
-
     # -- one node --------------------------------------------------------------------------------------------
 
     async def stop_node(self, name: str, *, kill: bool) -> dict[str, Any]:
