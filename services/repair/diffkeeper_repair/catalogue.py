@@ -17,6 +17,8 @@ class Entry:
     where: dict[Key, set[str]] = field(default_factory=dict)
     # The newest one that was read and verified.
     manifest: manifests.Manifest | None = None
+    # Counts the changes of ``where``.
+    version: int = 0
 
     def copies(self, index: int) -> list[tuple[str, Key]]:
         """(node, key) of every copy of a shard, the newest placement first."""
@@ -54,6 +56,7 @@ class Catalogue:
         self._held.setdefault(node, set()).add(key)
         entry = self.entries.setdefault(key.stripe, Entry(key.stripe))
         entry.where.setdefault(key, set()).add(node)
+        entry.version += 1
 
     def discard(self, node: str, key: Key) -> None:
         """The stripe stays known while its manifest is, even when nothing of it is left."""
@@ -63,6 +66,7 @@ class Catalogue:
             return
         nodes = entry.where.get(key, set())
         nodes.discard(node)
+        entry.version += 1
         if not nodes:
             entry.where.pop(key, None)
         if not entry.where and entry.manifest is None:

@@ -1,12 +1,14 @@
 """What is known to be bad: where, since when, why, and what became of it.
 
 A damaged item is in quarantine from the moment it is found: it is read only where nothing else is left, and removed
-only once a replacement was written and read back. The book survives restarts; what was repaired stays in it for
-a while, so that somebody can see that something happened.
+only once a replacement was written and read back. The book survives restarts, but for its last second (what was
+noted in it is found again); what was repaired stays in it for a while, so that somebody can see that something
+happened.
 """
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from diffkeeper.domain import errors
 from diffkeeper.domain.shard_headers import Key, Stripe
 
 MAX_PAST = 1000
+KEEP_EVERY_S = 1.0
 
 
 class Cause(enum.Enum):
@@ -60,6 +63,12 @@ class DamageBook:
         self._now_us = now_us
         self._open: dict[tuple[str, str], Damage] = {}
         self._past: list[Damage] = []
+        # The same by what they are of: a stripe, or a stream.
+        self._of: dict[str, set[tuple[str, str]]] = {}
+        # Counts the changes of each, for those who remember what followed from it.
+        self._versions: dict[str, int] = {}
+        self.version = 0
+        self._kept_version = 0
         self.found_total = 0
         self.repaired_total = 0
 
@@ -74,7 +83,8 @@ class DamageBook:
                 reason="damages-unreadable",
                 hint="move it away: the next scrub finds what is damaged again",
             ) from error
-        self._open = {(damage.node, damage.item): damage for damage in book.open}
+        for damage in book.open:
+            self._put(damage)
         self._past = book.past
 
     @property
@@ -84,6 +94,9 @@ class DamageBook:
     @property
     def past(self) -> list[Damage]:
         return list(self._past)
+
+    def version_of(self, stripe: Stripe) -> int:
+        return self._versions.get(_name(stripe), 0)
 
     def is_bad(self, node: str, key: Key) -> bool:
         return (node, str(key)) in self._open
@@ -104,10 +117,17 @@ class DamageBook:
             return
         found_us = known.found_us if known is not None else self._now_us()
         self.found_total += known is None
-        self._open[node, item] = Damage(
-            item=item, node=node, volume=volume, cause=cause, state=state, detail=detail, found_us=found_us
+        self._put(
+            Damage(
+                item=item,
+                node=node,
+                volume=volume,
+                cause=cause,
+                state=state,
+                detail=detail,
+                found_us=found_us,
+            )
         )
-        self._save()
 
     def repaired(self, node: str, key: Key) -> None:
         """The item's replacement is proven, or the item itself is good again."""
@@ -117,35 +137,67 @@ class DamageBook:
         """The item was blamed for what another one did."""
         damage = self._open.get((node, str(key)))
         if damage is not None and damage.cause is cause:
-            del self._open[node, str(key)]
-            self._save()
+            self._take(node, str(key))
 
     def settle(self, stripe: Stripe, answers: Callable[[str], bool]) -> None:
         """Every shard of the stripe stands, so its damages on nodes that answer are history."""
-        prefix = f"{_name(stripe)}."
-        for (node, item), damage in list(self._open.items()):
-            of_stripe = item.startswith(prefix) and damage.cause is not Cause.TORN and answers(node)
-            if of_stripe or (item == _name(stripe) and not node):
+        for node, item in sorted(self._of.get(_name(stripe), ())):
+            if not node or (answers(node) and self._open[node, item].cause is not Cause.TORN):
                 self._end(node, item)
 
     def readable(self, stripe: Stripe) -> None:
         self._end("", _name(stripe))
 
-    def stream_healed(self, site: str, stream: str, sequence: int) -> None:
-        self._end(site, f"{stream}:{sequence}")
+    def stream_sealed(self, stream: str, up_to: int) -> None:
+        """What a stream lost up to there stands in shards now; the stream itself stays as it is."""
+        for (site, item), damage in list(self._open.items()):
+            name, _, sequence = item.rpartition(":")
+            if damage.cause is Cause.STREAM and name == stream and int(sequence) <= up_to:
+                self._end(site, item)
 
     def _end(self, node: str, item: str) -> None:
-        damage = self._open.pop((node, item), None)
+        damage = self._take(node, item)
         if damage is None:
             return
         self.repaired_total += 1
         ended = msgspec.structs.replace(damage, state=State.REPAIRED, ended_us=self._now_us())
         self._past = [*self._past, ended][-MAX_PAST:]
-        self._save()
 
-    def _save(self) -> None:
-        book = _Book(open=list(self._open.values()), past=self._past)
-        atomic_files.write_bytes(self._path, msgspec.json.encode(book))
+    def _put(self, damage: Damage) -> None:
+        self._open[damage.node, damage.item] = damage
+        self._of.setdefault(_whole(damage.item), set()).add((damage.node, damage.item))
+        self._touch(damage.item)
+
+    def _take(self, node: str, item: str) -> Damage | None:
+        damage = self._open.pop((node, item), None)
+        if damage is not None:
+            self._of[_whole(item)].discard((node, item))
+            self._touch(item)
+        return damage
+
+    def _touch(self, item: str) -> None:
+        self.version += 1
+        self._versions[_whole(item)] = self.version
+
+    async def run(self) -> None:
+        """Keep the book on disk, a little behind: a node that lost everything is thousands of notes at once."""
+        while True:
+            await asyncio.sleep(KEEP_EVERY_S)
+            if self.version != self._kept_version:
+                self._kept_version = self.version
+                await asyncio.to_thread(atomic_files.write_bytes, self._path, self._encoded())
+
+    def keep(self) -> None:
+        """Write everything now: the last thing before the end."""
+        atomic_files.write_bytes(self._path, self._encoded())
+
+    def _encoded(self) -> bytes:
+        return msgspec.json.encode(_Book(open=list(self._open.values()), past=self._past))
+
+
+def _whole(item: str) -> str:
+    """What an item is of: the key of a shard begins with its stripe; a lost stripe and a stream are named whole."""
+    return ".".join(item.split(".")[:3])
 
 
 def _name(stripe: Stripe) -> str:

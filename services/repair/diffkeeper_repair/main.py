@@ -52,6 +52,7 @@ async def serve(scope: service.Scope, wanted: RepairSettings) -> None:
                 scope.spawn("repair", repair.run())
                 scope.ready(port=port, nodes=len(nodes), geometry=str(repair.geometry))
                 await scope.stopping.wait()
+            repair.book.keep()
         finally:
             scope.end_spawned()
             await asyncio.gather(*(log.close() for log in logs.values()))

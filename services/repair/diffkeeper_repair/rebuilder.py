@@ -58,6 +58,7 @@ class Rebuilder:
         self._io = io
         self._round = asyncio.Lock()
         self._busy: dict[Stripe, asyncio.Lock] = {}
+        self._plans: dict[Stripe, tuple[tuple[object, ...], Plan]] = {}
         self.wanted = asyncio.Event()
         self.progress = Progress()
         self.shards_written_total = 0
@@ -91,19 +92,27 @@ class Rebuilder:
             return progress
 
     def plan(self, entry: Entry, *, patient: bool) -> Plan:
-        segment = bytes.fromhex(entry.stripe.segment)
-        return planner.plan(
-            segment,
+        """What is to be done about a stripe; remembered until something it follows from has changed."""
+        fleet = self._fleet.view()
+        because = (entry.version, self._book.version_of(entry.stripe), tuple(fleet.nodes.values()), patient)
+        known = self._plans.get(entry.stripe)
+        if known is not None and known[0] == because:
+            return known[1]
+        found = planner.plan(
+            bytes.fromhex(entry.stripe.segment),
             entry.stripe.geometry,
             self._fleet.copies(entry.where),
-            self._fleet.view(),
+            fleet,
             patient=patient,
         )
+        self._plans[entry.stripe] = (because, found)
+        return found
 
     def _endangered(self, patient: bool) -> list[Stripe]:
         plans = {
             stripe: self.plan(entry, patient=patient) for stripe, entry in self._catalogue.entries.items()
         }
+        self._plans = {stripe: known for stripe, known in self._plans.items() if stripe in plans}
         needy = {
             stripe: found
             for stripe, found in plans.items()

@@ -184,6 +184,7 @@ class StreamSealer:
         self.sealed_bytes += manifest.segment_bytes
         self._run = Run(segment.last_sequence + 1)
         self.trouble = None
+        self._book.stream_sealed(self.origin.stream, segment.last_sequence)
         _log.info(
             "sealed",
             segment=manifest.name,

@@ -96,6 +96,7 @@ class RepairService:
         """Everything the service does by itself, for ever."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.fleet.watch(), name="watch the nodes")
+            group.create_task(self.book.run(), name="keep the book")
             group.create_task(self._follow_changes(), name="follow the nodes")
             group.create_task(self._seal(), name="seal")
             group.create_task(self.rebuilder.run(), name="rebuild")
