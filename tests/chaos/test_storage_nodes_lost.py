@@ -126,7 +126,7 @@ async def test_a_repair_service_killed_again_and_again_loses_nothing_and_converg
 ) -> None:
     chain = framing.chain(size=20_000)
     wires: list[bytes] = []
-    for _ in range(7):
+    for _ in range(5):
         await five.start_repair()
         wires += await five.append(itertools.islice(chain, rng.randrange(1, 12)))
         if rng.random() < 0.5:
