@@ -20,6 +20,7 @@ from typing import Any
 
 from pyeclib.ec_iface import ECDriver
 
+from diffkeeper import heap
 from diffkeeper.domain import clocks, deltas, frames, positions, segments, stripes
 from diffkeeper_repair import assembly, coder
 
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    heap.hold()
     made = [a_segment(seed) for seed in range(options.segments)]
     found = [measure(stripes.parse(text), made, options.rounds) for text in options.geometry or GEOMETRIES]
     json.dump(found, sys.stdout)

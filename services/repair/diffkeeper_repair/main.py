@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffkeeper import http, metrics, service, settings
+from diffkeeper import heap, http, metrics, service, settings
 from diffkeeper.domain import errors, stripes
 from diffkeeper.log import event_log, nats_event_log
 from diffkeeper.shards import nats_shard_store
@@ -33,6 +33,7 @@ def main() -> None:
 
 
 async def serve(scope: service.Scope, wanted: RepairSettings) -> None:
+    heap.hold()
     token = settings.read_token(Path(wanted.token_file))
     secret = settings.read_token(Path(wanted.broker_secret_file))
     with _lock(Path(wanted.dir)):
