@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -125,32 +124,6 @@ async def test_the_broker_killed_under_load_loses_nothing(rig: CaptureRig, probe
     await rig.brokers.restart("east")
     assert await asyncio.to_thread(program.wait, 40) == 0
     assert await rig.replayed() == digest(rig.volume)
-
-
-async def test_the_agent_killed_under_load_goes_on_where_it_was(rig: CaptureRig) -> None:
-    need("bpf")
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
-    (rig.volume / "old").write_bytes(os.urandom(100_000))
-    await rig.start_agent()
-    await rig.attach()
-    await rig.until_capturing()
-    program = rig.run("python3", "-c", WRITER, str(rig.volume), "400")
-    assert program.stdout is not None
-    await asyncio.to_thread(program.stdout.readline)
-    for _ in range(3):
-        await asyncio.sleep(chance.uniform(0.05, 0.3))
-        await rig.kill_agent()
-        (rig.volume / f"unwatched-{chance.random()}").write_text("written while nobody watched")
-        await rig.start_agent()
-        await rig.attach()
-        await rig.until_capturing()
-    assert await asyncio.to_thread(program.wait, 60) == 0
-    await rig.call("POST", "/v1/volumes/v/sync", {"level": "site"})
-    assert await rig.replayed() == digest(rig.volume)
-    gaps = [delta for frame in await rig.stream() for delta in frame.columns() if delta.op == 14]
-    assert {delta.args[0] for delta in gaps} == {"agent-restart"}
 
 
 async def test_sqlite_replayed_after_its_receipts_is_whole(rig: CaptureRig) -> None:

@@ -15,6 +15,7 @@ import secrets
 import struct
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from diffkeeper.domain import errors
 from diffkeeper_capture import bpf_loader, probes, ring
@@ -64,32 +65,77 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class _Root:
-    fd: int
+    fd: int  # -1 for one that a predecessor watched and nobody has claimed
     identity: Identity
 
 
-class BpfProbe:
-    """A ``RecordProbe``. Loads and attaches at once, or raises ``Misconfigured`` with the kernel's word."""
+def _identity_of(key: bytes) -> Identity:
+    inode, generation, device = _ROOT.unpack(key)
+    return Identity(inode, generation, device, tgid=0)
 
-    def __init__(self, ring_bytes: int = RING_BYTES) -> None:
+
+class BpfProbe:
+    """A ``RecordProbe``. Loads and attaches at once, or raises ``Misconfigured`` with the kernel's word.
+
+    With ``pins``, a folder of a BPF file system, what a predecessor left there goes on instead: its ring, and the
+    roots it watched, until they are claimed (``watch`` with the same slot) or given up (``unwatch``).
+    """
+
+    def __init__(
+        self, ring_bytes: int = RING_BYTES, *, pins: Path | None = None, owner: Path | None = None
+    ) -> None:
         if ring_bytes & (ring_bytes - 1) or ring_bytes < 64 * 1024:
             raise errors.Misconfigured(
                 f"a ring of {ring_bytes} bytes is not possible",
                 hint="choose a power of two of at least 64 KiB",
             )
+        self._is_pinned = pins is not None
         self._roots: dict[int, _Root] = {}
         self._lost = probes.Lost(records=0, files=frozenset(), everywhere=False)
-        self._loaded = bpf_loader.LoadedProbe(ring_bytes=ring_bytes)
+        self._loaded = bpf_loader.LoadedProbe(ring_bytes=ring_bytes, folder=pins, owner=owner)
         try:
             self._memory = self._loaded.map(".bss.state").memory(ctypes.sizeof(State))
-            self._ring = ring.RingReader(self._loaded.map("ring").fd, ring_bytes)
-            self._loaded.attach()
+            self._ring = ring.RingReader(self._loaded.map("ring").fd, ring_bytes, holds=self._is_pinned)
+            if not self._loaded.is_adopted:
+                self._loaded.attach()
         except BaseException:
             self._loaded.close()
             raise
         self._state = State.from_buffer(self._memory)
         self._missed, self._missed_at = 0, 0.0
         self._closed = False
+        if self._loaded.is_adopted:
+            self._take_over()
+
+    @property
+    def identity(self) -> str:
+        """Of the ring. Positions in it mean something to a successor only while this is the same."""
+        return self._loaded.identity
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the ring outlives this process."""
+        return self._is_pinned
+
+    @property
+    def unclaimed(self) -> frozenset[int]:
+        """Slots that a predecessor watched and nobody has claimed."""
+        return frozenset(slot for slot, root in self._roots.items() if root.fd < 0)
+
+    @property
+    def slots(self) -> frozenset[int]:
+        return frozenset(self._roots)
+
+    def _take_over(self) -> None:
+        self._state.asked_length = 0  # the predecessor may have died asking
+        roots, ignored = self._loaded.map("roots"), self._loaded.map("ignored")
+        for key in roots.keys(_ROOT.size):
+            value = roots.get(key, _NUMBER.size)
+            if value is not None:
+                self._roots[_NUMBER.unpack(value)[0]] = _Root(-1, _identity_of(key))
+        for key in ignored.keys(_NUMBER.size):
+            ignored.remove(key)
+        self._tell_roots()
 
     @classmethod
     def why_not(cls) -> str | None:
@@ -98,10 +144,33 @@ class BpfProbe:
 
     # ------------------------------------------------------------------------------------------------ volumes
 
-    def watch(self, slot: int, root_fd: int) -> None:
+    def is_watched_as(self, slot: int, root_fd: int) -> bool:
+        """Whether a predecessor watched this very directory under ``slot``, and nobody has claimed it."""
+        root = self._roots.get(slot)
+        return (
+            root is not None
+            and root.fd < 0
+            and root.identity.root_key() == self._identify(root_fd).root_key()
+        )
+
+    def claim(self, slot: int, root_fd: int) -> None:
+        """Go on with a root that a predecessor watched: nothing of it was missed but what ``lost`` says."""
+        assert self.is_watched_as(slot, root_fd), "asked before"
+        self._roots[slot] = _Root(os.dup(root_fd), self._roots[slot].identity)
+
+    def watch(self, slot: int, root_fd: int) -> list[int]:
+        """Begin to capture; the slots of a predecessor that this one replaces."""
         assert slot not in self._roots, "a slot is given once"
         identity = self._identify(root_fd)
-        twin = next((other for other, root in self._roots.items() if root.identity == identity), None)
+        replaced = [
+            slot for slot in self.unclaimed if self._roots[slot].identity.root_key() == identity.root_key()
+        ]
+        for other in replaced:
+            self.unwatch(other)
+        wanted = identity.root_key()
+        twin = next(
+            (other for other, root in self._roots.items() if root.identity.root_key() == wanted), None
+        )
         if twin is not None:
             raise errors.Refused(
                 f"this directory is already captured as volume slot {twin}",
@@ -116,12 +185,14 @@ class BpfProbe:
             raise
         self._roots[slot] = root
         self._tell_roots()
+        return replaced
 
     def unwatch(self, slot: int) -> None:
         root = self._roots.pop(slot)
         self._tell_roots()
         self._loaded.map("roots").remove(root.identity.root_key())
-        os.close(root.fd)
+        if root.fd >= 0:
+            os.close(root.fd)
 
     def ignore(self, tgid: int) -> None:
         self._loaded.map("ignored").put(_NUMBER.pack(self._kernel_tgid(tgid)), _NUMBER.pack(1))
@@ -187,6 +258,19 @@ class BpfProbe:
         """How many ring bytes have been delivered."""
         return self._ring.consumed()
 
+    def release(self, position: int) -> None:
+        """Records before ``position`` are needed by nobody, not even a successor."""
+        self._ring.release(position)
+
+    def replay(self, handle: probes.RecordHandler, start: int, most: int) -> int:
+        """Deliver again what was delivered from ``start`` on; where that ended."""
+        return self._ring.replay(handle, start, most)
+
+    @property
+    def released(self) -> int:
+        """Where a successor would go on."""
+        return self._ring.released
+
     def drain(self, handle: probes.RecordHandler, upto: int | None = None, most: int = 65_536) -> int:
         return self._ring.drain(handle, upto, most)
 
@@ -206,7 +290,7 @@ class BpfProbe:
         return self._lost
 
     def close(self) -> None:
-        """Detach and forget everything. Records not yet drained are gone."""
+        """Let go of everything here. What is not pinned is detached, and records not yet drained are gone."""
         if self._closed:
             return
         self._closed = True
@@ -215,5 +299,6 @@ class BpfProbe:
         self._memory.close()
         self._loaded.close()
         for root in self._roots.values():
-            os.close(root.fd)
+            if root.fd >= 0:
+                os.close(root.fd)
         self._roots.clear()

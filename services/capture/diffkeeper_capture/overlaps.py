@@ -31,6 +31,11 @@ class Overlaps:
         # Called for every change of content: a bound method of the deque, because that is as fast as it gets.
         self.note = self._recent.append
 
+    def forget_before(self, end_ns: int) -> None:
+        """There were records that ended up to then, and nothing is known of them."""
+        blank = Record(*[0] * len(Record._fields))._replace(end_ns=end_ns)
+        self._recent.extend([blank] * REMEMBERED)
+
     def confused_with(self, record: Record) -> Range | None:
         """The range to re-read because of a flagged record (not yet noted); None when its order cannot
         matter.

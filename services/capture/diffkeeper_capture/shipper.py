@@ -18,6 +18,7 @@ from diffkeeper.domain import errors, frames, positions
 from diffkeeper.log.event_log import EventLog
 from diffkeeper_capture.durability import Durability
 from diffkeeper_capture.publisher import Publisher
+from diffkeeper_capture.resume_marks import Marks
 from diffkeeper_capture.spool import Spool
 
 HELD_MAX_BYTES = 32 * 1024 * 1024
@@ -32,6 +33,8 @@ _log = structlog.get_logger("shipper")
 
 class Shipper:
     def __init__(self, spool: Spool, publisher: Publisher, durability: Durability) -> None:
+        # Set by the owner where a successor may go on from marks.
+        self.marks: Marks | None = None
         self.trouble: errors.Transient | None = None
         # Up to here the spool's frames are not needed for a restart: the saved tree stands there.
         self.releasable = positions.START
@@ -40,6 +43,8 @@ class Shipper:
         self._durability = durability
         self._held: deque[frames.Frame] = deque()
         self._held_bytes = 0
+        # In the spool, and not offered before the mark behind them is written.
+        self._unoffered: list[frames.Frame] = []
         self._wants_sync = asyncio.Event()
 
     @property
@@ -50,9 +55,14 @@ class Shipper:
         """Take frames, in order. Never waits."""
         for frame in sealed:
             self._durability.sealed(frame)
-            if self._held or not self._take(frame):
-                self._held.append(frame)
-                self._held_bytes += len(frame.wire)
+            self._held.append(frame)
+            self._held_bytes += len(frame.wire)
+        self._take_held()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits here."""
+        return not self._held and not self._unoffered
 
     def sync_soon(self) -> None:
         """A barrier was shipped: make the spool durable now, beside the publishing."""
@@ -61,7 +71,7 @@ class Shipper:
     async def run(self) -> None:
         """Sync, retry what the spool refused, release what others hold; until cancelled. Raises Corrupt."""
         while True:
-            self._retry_held()
+            self._take_held()
             self._wants_sync.clear()
             durable = await self._spool.sync()
             if durable is not None:
@@ -78,7 +88,31 @@ class Shipper:
         async for confirmation in log.confirmations(self._publisher.origin):
             self._durability.note_confirmed(confirmation)
 
-    def _take(self, frame: frames.Frame) -> bool:
+    def _take_held(self) -> None:
+        """A group at a time: into the spool, the mark, to the publisher, without letting others in between, so
+        that the publisher does not find in the spool what was not offered.
+        """
+        if self.marks is None or not self.marks.is_on:
+            self._offer()
+        while self._held and self._group_is_whole():
+            frame = self._held[0]
+            if not self._append(frame):
+                return
+            self._held_bytes -= len(self._held.popleft().wire)
+            self._unoffered.append(frame)
+            if self.marks is None or not self.marks.is_on:
+                self._offer()
+            elif frame.position.sequence == self.marks.group_end():
+                self.marks.group_is_kept(frames.Tip(frame.position, frame.hash))
+                self._offer()
+
+    def _group_is_whole(self) -> bool:
+        if self.marks is None or not self.marks.is_on:
+            return True
+        end = self.marks.group_end()
+        return end is not None and self._held[-1].position.sequence >= end
+
+    def _append(self, frame: frames.Frame) -> bool:
         try:
             self._spool.append(frame)
         except errors.Transient as error:
@@ -87,12 +121,12 @@ class Shipper:
             self.trouble = error
             return False
         self.trouble = None
-        self._publisher.offer(frame)
         return True
 
-    def _retry_held(self) -> None:
-        while self._held and self._take(self._held[0]):
-            self._held_bytes -= len(self._held.popleft().wire)
+    def _offer(self) -> None:
+        for frame in self._unoffered:
+            self._publisher.offer(frame)
+        self._unoffered.clear()
 
     def _release(self) -> None:
         """Drop from the spool what two others hold: the stream and a replica at another site."""

@@ -22,12 +22,15 @@ from diffkeeper.log.event_log import EventLog
 from diffkeeper_capture import records
 from diffkeeper_capture.drain_loop import DrainLoop
 from diffkeeper_capture.durability import Durability
-from diffkeeper_capture.framer import Framer
+from diffkeeper_capture.framer import NO_FLAGS, Framer
 from diffkeeper_capture.gate import Call, Gate
 from diffkeeper_capture.gate_socket import Program
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.patient_barriers import PatientBarriers
 from diffkeeper_capture.publisher import Publisher
+from diffkeeper_capture.resume_journal import ResumeJournal
+from diffkeeper_capture.resume_marks import Marks
+from diffkeeper_capture.resuming import Recollection
 from diffkeeper_capture.shipper import Shipper
 from diffkeeper_capture.spool import Spool
 from diffkeeper_capture.tree_keeper import TreeKeeper
@@ -119,6 +122,25 @@ class VolumeCapture:
         # Set while what the log says is known to be what the directory is.
         self._whole = asyncio.Event()
         self._keeper = TreeKeeper(files.tree_state, parts.shipper, parts.start.saved)
+        self._slot = -1
+        self._marks: Marks | None = None
+
+    def watched_as(self, slot: int, *, is_kept: bool) -> None:
+        """The exact probe watches the directory under this slot, with a ring that a successor may go on with."""
+        assert self._drain is not None, "the exact probe watches"
+        self._slot = slot
+        if self._start.mark is not None:
+            self._drain.keep_for(slot, self._start.mark.at)
+        else:
+            self._drain.add(slot, self)
+        journal = ResumeJournal(self.files.resume_journal)
+        if self._start.mark is None:
+            journal.break_off()
+        if not is_kept:
+            return
+        self._marks = self.shipper.marks = Marks(
+            self.order.volume, journal, Recollection(self.observer), self._drain, slot, self.framer
+        )
 
     async def run(self) -> None:
         """Capture until cancelled, or until it cannot go on: then ``state`` and ``error`` say why."""
@@ -135,6 +157,7 @@ class VolumeCapture:
                 if self._watch is not None:
                     group.create_task(self._collect(self._watch), name="watch")
                 await self._begin()
+                self._begin_marks()
                 self._whole.set()
                 self.state = "capturing"
         except* errors.DiffKeeperError as group_of_errors:
@@ -145,6 +168,11 @@ class VolumeCapture:
             self._end(
                 errors.DiffKeeperError(f"capture failed: {_first(group_of_errors)!r}", reason="internal")
             )
+
+    def _begin_marks(self) -> None:
+        if self._marks is not None and not self._marks.is_on:
+            self._cut()
+            self._marks.begin()
 
     async def _fail_when_broken(self) -> None:
         await self._broken.wait()
@@ -184,6 +212,9 @@ class VolumeCapture:
             case Beginning.FIRST_SIGHT:
                 await self._first_sight()
                 return
+            case Beginning.RESUME:
+                await self._resume()
+                return
             case Beginning.COMPARE:
                 cause = ""
             case Beginning.RESTART:
@@ -198,6 +229,19 @@ class VolumeCapture:
             self.progress["done"] = True
         else:
             self._end_base()
+
+    async def _resume(self) -> None:
+        """Go on where a killed predecessor left off: what it had not kept waits in the ring."""
+        mark = self._start.mark
+        assert mark is not None and self._marks is not None and self._drain is not None, "so it was found"
+        self.progress["done"] = True
+        self._marks.go_on(mark)
+        await self._drain.join(self._slot, self, mark.lost)
+        _log.info(
+            "went on where the agent before was killed",
+            volume=self.order.volume,
+            position=str(mark.tip.position),
+        )
 
     async def _first_sight(self) -> None:
         scan = self.observer.scan_base() if self._watch is None else self._watch.scan_base(self.observer)
@@ -216,10 +260,10 @@ class VolumeCapture:
             async with self._comparing:
                 for _ in watch.collect(self.observer):
                     await self._breathe()
-            self._ship(self.framer.cut())
+            self._cut()
 
     def _end_base(self) -> None:
-        self._ship(self.framer.cut(frames.Flag.BASE_END))
+        self._cut(frames.Flag.BASE_END)
         self.progress["done"] = True
         self.files.write_reign(self.order, based=True)
 
@@ -232,7 +276,7 @@ class VolumeCapture:
 
     async def _settle(self) -> None:
         while not self.observer.settle(self._catch_up()):
-            self._ship(self.framer.cut())
+            self._cut()
             await self._breathe()
 
     async def _keep(self) -> None:
@@ -281,9 +325,13 @@ class VolumeCapture:
             and not self.framer.is_packing  # full frames are on their way: the next may fill up too
             and self.framer.oldest_pending_age() >= self._due_us()
         ):
-            self._ship(self.framer.cut())
+            self._cut()
         else:
+            if self._marks is not None:
+                self._marks.close_group(is_due=self.framer.oldest_pending_age() >= self._due_us())
             self._ship(self.framer.take())
+        if self._marks is not None and not self.framer.pending and self.shipper.is_idle:
+            self._marks.idle()
         return not settled or self.framer.pending > 0 or self.framer.is_packing
 
     def _due_us(self) -> float:
@@ -319,6 +367,21 @@ class VolumeCapture:
         if sealed:
             self.shipper.ship(sealed)
 
+    def _cut(self, flags: frames.Flag = NO_FLAGS, successor: str = "") -> None:
+        """Everything observed so far, in frames that are shipped."""
+        sealed = self.framer.cut(flags, successor)
+        if self._marks is not None:
+            self._marks.closed()
+        self._ship(sealed)
+
+    def needed_from(self) -> int:
+        assert self._drain is not None, "a loop asks"
+        return (
+            self._marks.at
+            if self._marks is not None and self._marks.is_on
+            else self._drain.position_of(self._slot)
+        )
+
     def _note_gap(self, cause: str) -> None:
         self.gap_open = True
         self.last_gap = {
@@ -339,9 +402,9 @@ class VolumeCapture:
                 for _ in self._watch.barrier(self.observer):
                     await self._breathe()
         while not self.observer.before_barrier(self._catch_up()):
-            self._ship(self.framer.cut())
+            self._cut()
             await asyncio.sleep(0)
-        self._ship(self.framer.cut(frames.Flag.BARRIER))
+        self._cut(frames.Flag.BARRIER)
         self.shipper.sync_soon()
         return self.framer.tip
 
@@ -379,9 +442,12 @@ class VolumeCapture:
     def save(self) -> None:
         """Keep the tree as it is now, unless something has to be compared first or waits for the spool."""
         if self.observer.settle(self._catch_up()):
-            self._ship(self.framer.cut())
+            self._cut()
             if not self.shipper.is_choked and self.spool.last == self.framer.tip.position:
                 self._keeper.save(self.tree_state())
+                self.observer.shadow.touched.clear()
+                if self._marks is not None:
+                    self._marks.begin_anew()
 
     @property
     def is_ended(self) -> bool:
@@ -389,7 +455,7 @@ class VolumeCapture:
 
     def end_epoch(self, flags: frames.Flag, successor: str) -> None:
         """Cut the last frame of the reign; nothing is captured after it. The caller has drained."""
-        self._ship(self.framer.cut(flags, successor))
+        self._cut(flags, successor)
         self.shipper.sync_soon()
         self.state = "released"
         self._stop_taking()
@@ -397,6 +463,8 @@ class VolumeCapture:
     def close(self) -> None:
         if self._watch is not None:
             self._watch.close()
+        if self._marks is not None:
+            self._marks.close()
         self.observer.close()
         self.spool.close()
 
