@@ -121,6 +121,23 @@ def remove(directory: Path) -> bool:
     return found
 
 
+def owners() -> list[Path]:
+    """The directories of all agents, dead or alive, for which something is pinned."""
+    return [owner for folder in _folders() if (owner := _owner_of(folder)) is not None]
+
+
+def is_owned(directory: Path) -> bool:
+    """Whether the agent of a directory lives."""
+    try:
+        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove_orphans() -> list[Path]:
     """Take away what belongs to agents that are gone for good; their directories."""
     gone = []
@@ -161,16 +178,10 @@ def _owner_of(folder: Path) -> Path | None:
 
 def _is_given_up(owner: Path) -> bool:
     try:
-        descriptor = os.open(owner / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        sign = (owner / LOCK).stat().st_mtime
     except FileNotFoundError:
         return True
-    except OSError:
-        return False
-    try:
-        is_old = time.time() - os.fstat(descriptor).st_mtime > ORPHANED_S
-        return is_old and _try_lock(descriptor)
-    finally:
-        os.close(descriptor)
+    return time.time() - sign > ORPHANED_S and not is_owned(owner)
 
 
 def _remove_folder(folder: Path) -> bool:

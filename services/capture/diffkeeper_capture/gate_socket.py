@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from diffkeeper.domain import errors
-from diffkeeper_capture import call_table, gate_messages, seccomp, sync_calls
+from diffkeeper_capture import call_table, gate_messages, seccomp, short_paths, sync_calls
 from diffkeeper_capture.gate import Gate
 
 _log = structlog.get_logger("gate")
@@ -79,7 +79,8 @@ class GateSocket:
             with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISSOCK(self._path.stat().st_mode):
                     self._path.unlink()
-            sock.bind(str(self._path))
+            with short_paths.short(str(self._path)) as path:
+                sock.bind(path)
             os.chmod(self._path, 0o600)
             sock.listen(64)
         except OSError as error:
@@ -87,7 +88,7 @@ class GateSocket:
             raise errors.Misconfigured(
                 f"cannot listen on {self._path}: {error}",
                 reason="gate-socket",
-                hint="a socket's path has at most 107 bytes; choose a shorter data_dir",
+                hint="check the owner and mode of its directory",
             ) from error
         self._socket = sock
         asyncio.get_running_loop().add_reader(sock, self._accept)
