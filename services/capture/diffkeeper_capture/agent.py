@@ -118,6 +118,8 @@ class Agent:
             if self._ownership is not None:
                 self._ownership.give_sign()
             self._give_up_unclaimed()
+            for capture in self.captures():
+                capture.look_for_held()
             await asyncio.sleep(UNCLAIMED_CHECK_S)
 
     def _give_up_unclaimed(self) -> None:
@@ -238,10 +240,20 @@ class Agent:
                 self._next_slot += 1
                 for replaced in self._probe.watch(slot, root):
                     self._drain.remove(replaced)
+                    self._inherit_held(replaced, slot)
         finally:
             os.close(root)
         capture.watched_as(slot, is_kept=self._probe.is_pinned)
+        if capture.order.durability is not Level.OBSERVE:
+            self._probe.set_gated(slot, gated=True)
+            capture.hold_writes(slot, self._probe)
         return slot
+
+    def _inherit_held(self, former: int, slot: int) -> None:
+        assert self._probe is not None, "it held them"
+        for tgid, of in self._probe.held().items():
+            if of == former:
+                self._probe.hold_again(tgid, slot)
 
     async def _hold(self, capture: VolumeCapture) -> None:
         await capture.run()

@@ -189,10 +189,33 @@ class BpfProbe:
 
     def unwatch(self, slot: int) -> None:
         root = self._roots.pop(slot)
+        self.set_gated(slot, gated=False)
         self._tell_roots()
         self._loaded.map("roots").remove(root.identity.root_key())
         if root.fd >= 0:
             os.close(root.fd)
+
+    def set_gated(self, slot: int, *, gated: bool) -> None:
+        """Whether programs behind a gate are stopped after writes to this volume that are durable by flag."""
+        if gated:
+            self._loaded.map("gated").put(_NUMBER.pack(slot), _NUMBER.pack(1))
+        elif self._loaded.map("gated").get(_NUMBER.pack(slot), _NUMBER.size) is not None:
+            self._loaded.map("gated").remove(_NUMBER.pack(slot))
+
+    def held(self) -> dict[int, int]:
+        """Processes that are stopped so, and the slots of their volumes."""
+        table = self._loaded.map("held")
+        found = {key: table.get(key, _NUMBER.size) for key in table.keys(_NUMBER.size)}
+        return {
+            _NUMBER.unpack(key)[0]: _NUMBER.unpack(slot)[0] for key, slot in found.items() if slot is not None
+        }
+
+    def hold_again(self, tgid: int, slot: int) -> None:
+        self._loaded.map("held").put(_NUMBER.pack(tgid), _NUMBER.pack(slot))
+
+    def forget_held(self, tgid: int) -> None:
+        if self._loaded.map("held").get(_NUMBER.pack(tgid), _NUMBER.size) is not None:
+            self._loaded.map("held").remove(_NUMBER.pack(tgid))
 
     def ignore(self, tgid: int) -> None:
         self._loaded.map("ignored").put(_NUMBER.pack(self._kernel_tgid(tgid)), _NUMBER.pack(1))

@@ -71,6 +71,8 @@ class Observer:
         self.writers: set[int] = set()
         self.unseen_writers: set[int] = set()
         self.unseen_elsewhere: set[int] = set()
+        # Called with a process that was stopped until its synchronous write has a receipt.
+        self.on_held: Callable[[int], None] | None = None
         self._sink = sink
         self._overlaps = Overlaps()
         self._resolver = PathResolver(self.shadow, root, self.reader.status_of(ROOT_ID))
@@ -107,6 +109,7 @@ class Observer:
             Kind.MAPPED: self._on_mapped,
             Kind.UNSEEN: self._on_unseen,
             Kind.SYNC: self._on_sync,
+            Kind.HELD: self._on_held,
         }
 
     # ---- the records
@@ -234,6 +237,10 @@ class Observer:
         file_id = self.shadow.by_inode.get(record.inode, 0)
         args = (call_name(record.extra), record.tgid)
         self._sink.add(Delta(Op.BARRIER, file_id, args=args, at_us=record.end_ns // 1000))
+
+    def _on_held(self, record: Record, payload: memoryview) -> None:
+        if self.on_held is not None:
+            self.on_held(record.tgid)
 
     # ---- who, and which file
 

@@ -25,6 +25,7 @@ from diffkeeper_capture.durability import Durability
 from diffkeeper_capture.framer import NO_FLAGS, Framer
 from diffkeeper_capture.gate import Call, Gate
 from diffkeeper_capture.gate_socket import Program
+from diffkeeper_capture.held_writes import Held, HeldWrites
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.patient_barriers import PatientBarriers
 from diffkeeper_capture.publisher import Publisher
@@ -124,6 +125,17 @@ class VolumeCapture:
         self._keeper = TreeKeeper(files.tree_state, parts.shipper, parts.start.saved)
         self._slot = -1
         self._marks: Marks | None = None
+        self._held: HeldWrites | None = None
+
+    def hold_writes(self, slot: int, kernel: Held) -> None:
+        """Programs behind the gate are stopped after writes that are durable by flag."""
+        self._held = HeldWrites(slot, self.gate, kernel, self._catch_up)
+        self.observer.on_held = self._held.arrive
+        self._held.look()
+
+    def look_for_held(self) -> None:
+        if self._held is not None and self._is_taking:
+            self._held.look()
 
     def watched_as(self, slot: int, *, is_kept: bool) -> None:
         """The exact probe watches the directory under this slot, with a ring that a successor may go on with."""
@@ -465,6 +477,8 @@ class VolumeCapture:
             self._watch.close()
         if self._marks is not None:
             self._marks.close()
+        if self._held is not None:
+            self._held.close()
         self.observer.close()
         self.spool.close()
 
