@@ -164,12 +164,15 @@ async def test_start_and_handover_stop_the_program_and_end_the_epoch(rig: Captur
     await rig.until_capturing()
     says_bye = """
 import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: (open("last", "w").write("bye"), sys.exit(0)))
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, lambda *_: (open("last", "w").write("bye"), sys.exit(0)))
 open("began", "w").close()
 while True: time.sleep(1)
 """
     started = await rig.call(
-        "POST", "/v1/volumes/v/start", {"argv": ["python3", "-c", says_bye], "cwd": str(rig.volume)}
+        "POST",
+        "/v1/volumes/v/start",
+        {"argv": ["python3", "-c", says_bye], "cwd": str(rig.volume), "stop_signal": "INT"},
     )
     assert (await rig.status())["program"] == {"pid": started["pid"], "running": True, "exit_code": None}
 

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from diffkeeper import http, metrics
-from diffkeeper.domain import errors, receipts, volumes
+from diffkeeper.domain import errors, receipts, stop_signals, volumes
 from diffkeeper_capture.agent import Agent
 from diffkeeper_capture.agent_metrics import AgentMetrics
 from diffkeeper_capture.program import Command
@@ -38,6 +38,8 @@ class StartBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     uid: int | None = None
     gid: int | None = None
     bind: str | None = None
+    stop_signal: str = stop_signals.DEFAULT
+    io_uring: bool = False
 
 
 class SyncBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -103,7 +105,16 @@ class AgentApi:
         body = await http.read_body(request, StartBody)
         if not body.argv:
             raise errors.Refused("there is no command to start", reason="bad-request")
-        command = Command(body.argv, body.env, body.cwd, body.uid, body.gid, body.bind)
+        command = Command(
+            body.argv,
+            body.env,
+            body.cwd,
+            body.uid,
+            body.gid,
+            body.bind,
+            stop_signals.parse(body.stop_signal),
+            body.io_uring,
+        )
         return http.json_response(await self._agent.start(request.match_info["volume"], command))
 
     async def _sync(self, request: web.Request) -> web.Response:

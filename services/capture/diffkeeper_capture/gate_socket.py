@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from diffkeeper.domain import errors
+from diffkeeper.domain import errors, stop_signals
 from diffkeeper_capture import call_table, gate_messages, seccomp, short_paths, sync_calls
 from diffkeeper_capture.gate import Gate
 
@@ -35,6 +35,7 @@ class Program:
     gated: bool
     root: str | None = None  # the directory that its caller took the volume for
     seen_at: str | None = None  # where it sees the volume, when that is not the volume's own path
+    stop_signal: str = stop_signals.DEFAULT  # how it is asked to end
     # Wait status; None while it runs, or when it ended while nobody could say how.
     status: int | None = None
     running: bool = True
@@ -216,6 +217,7 @@ class _WrapperLink:
             bool(message["gated"]),
             message.get("root"),
             message.get("seen_at"),
+            stop_signals.parse(str(message.get("stop_signal", stop_signals.DEFAULT))),
         )
         if len(descriptors) == 2:
             self._listener = seccomp.Listener(descriptors[0])

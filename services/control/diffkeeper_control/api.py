@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from diffkeeper import __version__, http
-from diffkeeper.domain import errors
+from diffkeeper.domain import errors, stop_signals
 from diffkeeper_control import admissions, failover_requests, operations
 from diffkeeper_control.lifecycle import Wish
 from diffkeeper_control.registry import Command
@@ -41,6 +41,8 @@ class RunBody(AttachBody, kw_only=True):
     cwd: str | None = None
     uid: int | None = None
     gid: int | None = None
+    stop_signal: str = stop_signals.DEFAULT
+    io_uring: bool = False
 
 
 class ReleaseBody(Body, kw_only=True):
@@ -115,7 +117,15 @@ class Api:
         body = await http.read_body(request, RunBody)
         if not body.argv:
             raise errors.Refused("argv is empty", reason="bad-request", hint="name a program after --")
-        command = Command(argv=body.argv, env=body.env, cwd=body.cwd, uid=body.uid, gid=body.gid)
+        command = Command(
+            argv=body.argv,
+            env=body.env,
+            cwd=body.cwd,
+            uid=body.uid,
+            gid=body.gid,
+            stop_signal=stop_signals.parse(body.stop_signal),
+            io_uring=body.io_uring,
+        )
         return http.json_response(await self._begin(request, body, command))
 
     async def attach(self, request: web.Request) -> web.Response:

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from diffkeeper.domain import receipts
+from diffkeeper.domain import receipts, stop_signals
 from diffkeeper_control import registry
 
 PATH_PLACEHOLDER = "{path}"
@@ -44,6 +44,10 @@ def wrapper(volume: registry.Volume, site: str, gate: str, command: registry.Com
     words += ["--volume", volume.name, "--root", path]
     if volume.level is receipts.Level.OBSERVE:
         words += ["--no-gate"]  # nothing ever waits, so nothing needs to be stopped
+    if command.stop_signal != stop_signals.DEFAULT:
+        words += ["--stop-signal", command.stop_signal]
+    if command.io_uring:
+        words += ["--io-uring", "allow"]
     if _bind(volume, path, command) is not None:
         words += ["--bind", f"{path}={volume.bind}"]
         if command.cwd is not None:
@@ -70,4 +74,6 @@ def start_body(volume: registry.Volume, site: str, gate: str, command: registry.
         "uid": command.uid,
         "gid": command.gid,
         "bind": start.bind,
+        "stop_signal": command.stop_signal,
+        "io_uring": command.io_uring,
     }

@@ -211,4 +211,11 @@ def _command(volume: Volume) -> dict[str, Any] | None:
     command = volume.command
     if command is None:
         return None
-    return {"argv": command.argv, "cwd": command.cwd, "uid": command.uid, "gid": command.gid}
+    return {
+        "argv": command.argv,
+        "cwd": command.cwd,
+        "uid": command.uid,
+        "gid": command.gid,
+        "stop_signal": command.stop_signal,
+        "io_uring": command.io_uring,
+    }
