@@ -23,10 +23,18 @@ from diffkeeper.domain import errors, volumes
 from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.log.event_log import EventLog
 from diffkeeper_capture import program as programs
-from diffkeeper_capture import resume_journal, sync_calls, volume_end, volume_recovery, volume_status
+from diffkeeper_capture import (
+    receipts_socket,
+    resume_journal,
+    sync_calls,
+    volume_end,
+    volume_recovery,
+    volume_status,
+)
 from diffkeeper_capture.bpf_probe import BpfProbe
 from diffkeeper_capture.drain_loop import DrainLoop
 from diffkeeper_capture.gate_socket import Admitted, GateSocket, Program
+from diffkeeper_capture.receipts_socket import ReceiptsSocket
 from diffkeeper_capture.settings import AgentSettings
 from diffkeeper_capture.volume_builder import Builder
 from diffkeeper_capture.volume_capture import VolumeCapture
@@ -61,6 +69,7 @@ class Agent:
         self._packer = ThreadPoolExecutor(1, thread_name_prefix="pack")
         self._builder = Builder(log, settings.spool_bytes, self._packer)
         self._gate_socket = GateSocket(self._gate_path, self._admit)
+        self._receipts = ReceiptsSocket(self._gate_path.with_name(receipts_socket.NAME), self._capturing)
         self._launcher = programs.Launcher(self._gate_path, self._directory / "programs", program_nice)
         self._held: dict[str, _Held] = {}
         self._orders = asyncio.Lock()
@@ -108,6 +117,7 @@ class Agent:
 
     async def run(self) -> None:
         """Drain the ring; until cancelled."""
+        await self._receipts.open()
         async with asyncio.TaskGroup() as group:
             if self._drain is not None:
                 self._draining = group.create_task(self._drain.run(), name="drain")
@@ -143,6 +153,7 @@ class Agent:
                 with contextlib.suppress(errors.DiffKeeperError):
                     held.capture.save()
         self._gate_socket.close()
+        await self._receipts.close()
         for name in list(self._held):
             await self._drop(name)
         if self._draining is not None:
@@ -322,6 +333,7 @@ class Agent:
             "why_not_bpf": self.why_no_bpf,
             "why_not_pinned": self.why_not_pinned,
             "gate_socket": str(self._gate_path),
+            "receipts_socket": str(self._receipts.path),
             "records": 0 if self._drain is None else self._drain.records,
             "started_us": self._started_us,
             "at_us": time.time_ns() // 1000,

@@ -20,6 +20,9 @@ from diffkeeper.log.event_log import Confirmation
 
 # Frames whose hashes are remembered for checking confirmations: minutes of a busy volume, 1 MB at most.
 HASHES_KEPT = 8192
+# How many times at which a level got further are remembered, so that a receipt says since when it is true. Of what is
+# older than all of them the oldest is said, which is late, never early.
+MILESTONES_KEPT = 4096
 
 _log = structlog.get_logger("durability")
 
@@ -41,6 +44,10 @@ class Durability:
         self._unsafe: deque[tuple[positions.Position, int]] = deque()
         self._waiters: list[tuple[positions.Position, Level, asyncio.Future[None]]] = []
         self._failure: errors.DiffKeeperError | None = None
+        # (up to where, since when in unix microseconds) the level is met, by rising position.
+        self._milestones: dict[Level, deque[tuple[positions.Position, int]]] = {
+            level: deque(maxlen=MILESTONES_KEPT) for level in (Level.SITE, Level.REMOTE)
+        }
 
     def sealed(self, frame: frames.Frame) -> None:
         """A frame of ours exists; its hash is what others must confirm."""
@@ -111,9 +118,36 @@ class Durability:
             finally:
                 if waiter in self._waiters:
                     self._waiters.remove(waiter)
+        return self.receipt(tip, level)
+
+    def receipt(self, tip: frames.Tip, level: Level) -> Receipt:
+        """What holds of ``tip`` now. The caller knows that the level is met."""
         return Receipt(
-            self._volume, tip.position, tip.hash, level, self.holders(tip.position), time.time_ns() // 1000
+            self._volume,
+            tip.position,
+            tip.hash,
+            level,
+            self.holders(tip.position),
+            self._since_us(tip.position, level),
         )
+
+    def _since_us(self, position: positions.Position, level: Level) -> int:
+        since_us = time.time_ns() // 1000
+        for upto, at_us in reversed(self._milestones.get(level, ())):
+            if upto < position:
+                break
+            since_us = at_us
+        return since_us
+
+    def _note_milestones(self) -> None:
+        now_us = time.time_ns() // 1000
+        site = min(self.spooled, self.stored)
+        for level, upto in ((Level.SITE, site), (Level.REMOTE, min(site, self.remote()))):
+            milestones = self._milestones[level]
+            while milestones and milestones[-1][0] > upto:
+                milestones.pop()  # the stream lost its end
+            if upto > positions.START and (not milestones or upto > milestones[-1][0]):
+                milestones.append((upto, now_us))
 
     def holders(self, position: positions.Position) -> tuple[str, ...]:
         held = [f"spool:{self._site}"] if self.spooled >= position else []
@@ -146,6 +180,7 @@ class Durability:
 
     def _tell(self) -> None:
         self._forget_confirmed()
+        self._note_milestones()
         if not self._waiters:
             return
         still: list[tuple[positions.Position, Level, asyncio.Future[None]]] = []

@@ -438,6 +438,18 @@ class VolumeCapture:
                 confirmed=str(self.durability.remote()),
             ) from error
 
+    async def tell(self, level: Level, timeout_s: float) -> dict[str, Any]:
+        """How safe everything written so far is, after waiting for the level at most so long."""
+        tip = await self.cut_barrier(())
+        is_safe = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.durability.reach(tip, level)
+        except TimeoutError:
+            is_safe = self.durability.meets(tip.position, level)
+        receipt = self.durability.receipt(tip, level).to_dict()
+        return {"safe": is_safe, **receipt, "since_us": receipt["since_us"] if is_safe else None}
+
     async def _until_whole(self) -> None:
         await self._whole.wait()
         if self.error is not None:

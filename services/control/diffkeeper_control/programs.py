@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from diffkeeper.domain import receipts, stop_signals
@@ -18,6 +19,8 @@ from diffkeeper_control import registry
 PATH_PLACEHOLDER = "{path}"
 # Set for every program run through us; by the last one its processes are found when its site is killed.
 VOLUME, SITE, PATH, GATE = "DIFFKEEPER_VOLUME", "DIFFKEEPER_SITE", "DIFFKEEPER_PATH", "DIFFKEEPER_GATE"
+# Where the program may ask for receipts; the agent has it beside the gate.
+SOCKET, SOCKET_NAME = "DIFFKEEPER_SOCKET", "receipts.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ def at(volume: registry.Volume, site: str, gate: str, command: registry.Command)
     seen = bind or path
     argv = [argument.replace(PATH_PLACEHOLDER, seen) for argument in command.argv]
     env = {**command.env, VOLUME: volume.name, SITE: site, PATH: seen, GATE: gate}
+    env[SOCKET] = str(PurePosixPath(gate).with_name(SOCKET_NAME))
     return Start(argv, env, bind)
 
 
