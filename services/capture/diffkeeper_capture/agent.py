@@ -12,7 +12,7 @@ import contextlib
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +128,10 @@ class Agent:
             if self._ownership is not None:
                 self._ownership.give_sign()
             self._give_up_unclaimed()
+            is_silent = self._probe is not None and not self._probe.answers()
             for capture in self.captures():
                 capture.look_for_held()
+                capture.look_for_stalls(is_probe_silent=is_silent)
             await asyncio.sleep(UNCLAIMED_CHECK_S)
 
     def _give_up_unclaimed(self) -> None:
@@ -405,13 +407,4 @@ class Agent:
 
 
 def _at(order: Order, path: Path) -> Order:
-    return Order(
-        order.volume,
-        path,
-        order.epoch,
-        order.parent,
-        order.durability,
-        order.policy,
-        order.tree_state,
-        order.probe,
-    )
+    return replace(order, path=path)

@@ -29,6 +29,7 @@ class AttachBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     policy: Literal["block", "degrade"] = "block"
     tree_state: str | None = None
     probe: Literal["auto", "bpf", "watch"] = "auto"
+    replicas: list[str] = []
 
 
 class StartBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -98,6 +99,7 @@ class AgentApi:
             volumes.UnmetPolicy(body.policy),
             None if body.tree_state is None else Path(body.tree_state),
             body.probe,
+            tuple(volumes.check_name("site", site) for site in body.replicas),
         )
         return http.json_response(await self._agent.attach(order))
 

@@ -256,6 +256,14 @@ class BpfProbe:
             )
         return Identity(state.answer_inode, state.answer_generation, state.answer_device, state.answer_tgid)
 
+    def answers(self) -> bool:
+        """Whether the kernel side runs: it is asked, and nobody else knows the answer."""
+        try:
+            self._identify(self._ring.fileno())
+        except errors.Transient:
+            return False
+        return True
+
     def _kernel_tgid(self, tgid: int) -> int:
         """A process id as the kernel's first pid namespace counts it."""
         own, own_in_kernel = os.getpid(), self._identify(self._ring.fileno()).tgid

@@ -100,6 +100,10 @@ class DrainLoop:
         return self._behind.get(slot, self._probe.consumed())
 
     @property
+    def produced(self) -> int:
+        return self._probe.produced()
+
+    @property
     def held_bytes(self) -> int:
         """Of the ring, what the kernel cannot use: not read yet, or read and not kept yet."""
         return self._probe.produced() - self._probe.released

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 
 import structlog
 
@@ -30,7 +31,11 @@ _log = structlog.get_logger("durability")
 class Durability:
     """Positions only go forward here, except ``stored``, which follows a stream that lost its end."""
 
-    def __init__(self, volume: str, site: str, epoch: int, parent: frames.Tip) -> None:
+    def __init__(
+        self, volume: str, site: str, epoch: int, parent: frames.Tip, replicas: Sequence[str] = ()
+    ) -> None:
+        """``replicas``: other sites that are to confirm, whether or not they were ever heard."""
+        self._replicas = tuple(replicas)
         self.spooled = parent.position
         self.stored = parent.position
         self.confirmed: dict[str, positions.Position] = {}
@@ -74,24 +79,35 @@ class Durability:
             self._tell()
 
     def safe(self) -> positions.Position:
-        """What would survive the loss of this site, as far as other sites are known; else of this node."""
-        return self.remote() if self.confirmed else min(self.spooled, self.stored)
+        """What would survive the loss of this site, where other sites are to hold replicas; else of this node."""
+        if self.confirmed or self._replicas:
+            return max(self.remote(), self._parent.position)
+        return min(self.spooled, self.stored)
+
+    def by_site(self) -> dict[str, positions.Position]:
+        """How far every site is that confirmed or is to: at least the parent of our reign, which it continues."""
+        sites = {*self._replicas, *self.confirmed} - {self._site}
+        start = self._parent.position
+        return {site: max(self.confirmed.get(site, start), start) for site in sites}
 
     def oldest_unsafe_us(self) -> int | None:
         """When the oldest change that is not safe was made, in unix microseconds."""
+        return self.oldest_beyond_us(self.safe())
+
+    def oldest_beyond_us(self, position: positions.Position) -> int | None:
+        """When the oldest change beyond a position was made, in unix microseconds."""
         self._forget_confirmed()
-        safe = self.safe()
-        return next((at_us for position, at_us in self._unsafe if position > safe), None)
+        return next((at_us for at, at_us in self._unsafe if at > position), None)
 
     def _forget_confirmed(self) -> None:
-        """What no site has confirmed stays listed, also while the stream counts as safe because no other site
+        """What not every site has confirmed stays listed, also while the stream counts as safe because no other site
         is known: the first word of one may speak of less than the stream holds. Too many lose those behind
         the oldest.
         """
-        remote = self.remote()
-        while self._unsafe and self._unsafe[0][0] <= remote:
+        everywhere = min(self.by_site().values(), default=positions.START)
+        while self._unsafe and self._unsafe[0][0] <= everywhere:
             self._unsafe.popleft()
-        if not self.confirmed and len(self._unsafe) > HASHES_KEPT:
+        while len(self._unsafe) > HASHES_KEPT:
             del self._unsafe[1]
 
     def remote(self) -> positions.Position:

@@ -54,7 +54,7 @@ class Builder:
     ) -> Parts:
         site = self.log.site
         origin = volumes.Origin(order.volume, site)
-        durability = Durability(order.volume, site, order.epoch, order.parent)
+        durability = Durability(order.volume, site, order.epoch, order.parent, order.replicas)
         publisher = Publisher(
             self.log, origin, spool, epoch=order.epoch, parent=order.parent, on_stored=durability.note_stored
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from diffkeeper.domain import errors, frames, trees
+from diffkeeper.domain import clocks, errors, frames, trees
 from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.log.event_log import EventLog
 from diffkeeper_capture import records
@@ -33,7 +33,9 @@ from diffkeeper_capture.resume_journal import ResumeJournal
 from diffkeeper_capture.resume_marks import Marks
 from diffkeeper_capture.resuming import Recollection
 from diffkeeper_capture.shipper import Shipper
+from diffkeeper_capture.source_sampler import SourceSampler
 from diffkeeper_capture.spool import Spool
+from diffkeeper_capture.stalls import Facts, StallWatch
 from diffkeeper_capture.tree_keeper import TreeKeeper
 from diffkeeper_capture.volume_order import Order, VolumeFiles
 from diffkeeper_capture.volume_recovery import Beginning, Start
@@ -126,6 +128,8 @@ class VolumeCapture:
         self._slot = -1
         self._marks: Marks | None = None
         self._held: HeldWrites | None = None
+        self._sampler = SourceSampler(parts.observer)
+        self.stalls = StallWatch()
 
     def hold_writes(self, slot: int, kernel: Held) -> None:
         """Programs behind the gate are stopped after writes that are durable by flag."""
@@ -437,6 +441,34 @@ class VolumeCapture:
                 stored=str(self.durability.stored),
                 confirmed=str(self.durability.remote()),
             ) from error
+
+    def look_for_stalls(self, *, is_probe_silent: bool) -> None:
+        """About once a second: is anything behind that does not move?"""
+        if self.state != "capturing" or not self._is_taking:
+            self.stalls.alarms.clear()
+            return
+        # What is compared or settled just now is not in the log yet, and known not to be.
+        is_settled = self._whole.is_set() and not self.observer.is_doubtful
+        captured_us = clocks.to_micros(self.framer.stamp)
+        framer, drain = self.framer, self._drain
+        facts = Facts(
+            produced=0 if drain is None else drain.produced,
+            consumed=0 if drain is None else drain.position_of(self._slot),
+            is_probe_silent=is_probe_silent and drain is not None,
+            source_us=self._sampler.newest_unseen_us(captured_us) if is_settled else None,
+            pending_s=framer.oldest_pending_age() / 1e6
+            if framer.pending and framer.changes_something
+            else 0.0,
+            captured=framer.tip.position,
+            stored=self.durability.stored,
+            confirmed=self.durability.by_site(),
+        )
+        before = {(alarm.reason, alarm.site) for alarm in self.stalls.alarms}
+        for alarm in self.stalls.look(facts, time.time_ns() // 1000):
+            if (alarm.reason, alarm.site) not in before:
+                _log.error(
+                    alarm.message, volume=self.order.volume, alarm=alarm.reason, since_us=alarm.since_us
+                )
 
     async def tell(self, level: Level, timeout_s: float) -> dict[str, Any]:
         """How safe everything written so far is, after waiting for the level at most so long."""

@@ -33,6 +33,8 @@ class Order:
     policy: UnmetPolicy
     tree_state: Path | None
     probe: str  # auto, bpf or watch
+    # The sites that are to hold a replica: until one of them confirms, nothing counts as safe beyond this site.
+    replicas: tuple[str, ...] = ()
 
 
 class Reign(msgspec.Struct, frozen=True):

@@ -189,7 +189,9 @@ class SiteHands:
             )
         )
         await self._ensure_streams(plan.volume, plan.target)
-        await self._embedded.clients[plan.target].agent.attach(plan.volume, roles.attach_body(volume))
+        await self._embedded.clients[plan.target].agent.attach(
+            plan.volume, roles.attach_body(volume, self._embedded.sites)
+        )
         return failover.Attached()
 
     def _leave_old_directory(self, volume: Volume, machine: Failover) -> Volume:
@@ -289,7 +291,9 @@ class SiteHands:
                 resume=Resume(point=parent, tree_state=tree_state),
             )
         )
-        await self._embedded.clients[plan.leader].agent.attach(plan.volume, roles.attach_body(volume))
+        await self._embedded.clients[plan.leader].agent.attach(
+            plan.volume, roles.attach_body(volume, self._embedded.sites)
+        )
 
     async def _ensure_streams(self, volume: str, leader: str) -> None:
         running = [site for site in self._embedded.sites if not self._embedded.is_stopped(site)]

@@ -191,7 +191,9 @@ class Lifecycle:
                 await self._attach(volume)
 
     async def _attach(self, volume: Volume) -> None:
-        await self._embedded.clients[volume.leader].agent.attach(volume.name, roles.attach_body(volume))
+        await self._embedded.clients[volume.leader].agent.attach(
+            volume.name, roles.attach_body(volume, self._embedded.sites)
+        )
         await self._monitor.look(volume.leader)
 
     async def _tell_roles(self, volume: Volume) -> None:
