@@ -115,3 +115,29 @@ async def test_an_ordered_stop_leaves_nothing_in_the_kernel(rig: CaptureRig) -> 
     assert await asyncio.to_thread(rig.agent.wait, 20) == 0
     assert not pins.remove(rig.gate.parent)
     assert not (rig.gate.parent / pins.OWN_MOUNT).exists()
+
+
+BURST = """
+import os, sys
+with open(sys.argv[1] + "/burst", "wb", buffering=0) as file:
+    for n in range(int(sys.argv[2]) * 256):
+        file.write(n.to_bytes(4, "little") * 1024)
+        if n % 64 == 0: open(f"{sys.argv[1]}/small-{n % 640}", "w").close()
+"""
+
+
+@pytest.mark.parametrize("durability", ["observe", "site"])
+async def test_a_burst_of_many_rings_is_exact_under_a_hard_limit(rig: CaptureRig, durability: str) -> None:
+    await rig.start_agent(ring_bytes=2 * MIB)
+    await rig.attach(durability=durability)
+    await rig.until_capturing()
+    program = rig.run(sys.executable, "-c", BURST, str(rig.volume), "32", options=("--hard-limit",))
+    _, said = await asyncio.to_thread(program.communicate, None, 60)
+    assert program.returncode == 0, said
+    await rig.call("POST", "/v1/volumes/v/sync", {"level": "site"})
+    status = await rig.status()
+    assert (status["gaps"]["total"], status["lost_records"]) == (0, 0)
+    assert await rig.replayed() == digest(rig.volume)
+    assert (await rig.call("GET", "/v1/status"))["presses"] > 0, (
+        "the ring was never in danger: no test of the limit"
+    )

@@ -34,6 +34,7 @@ from diffkeeper_capture import (
 from diffkeeper_capture.bpf_probe import BpfProbe
 from diffkeeper_capture.drain_loop import DrainLoop
 from diffkeeper_capture.gate_socket import Admitted, GateSocket, Program
+from diffkeeper_capture.held_writes import PressedPrograms
 from diffkeeper_capture.receipts_socket import ReceiptsSocket
 from diffkeeper_capture.settings import AgentSettings
 from diffkeeper_capture.volume_builder import Builder
@@ -78,6 +79,7 @@ class Agent:
         # Why a kill of this agent would be a gap; None while the ring outlives it.
         self.why_not_pinned: str | None = None
         self._drain: DrainLoop | None = None
+        self._pressed: PressedPrograms | None = None
         self._draining: asyncio.Task[None] | None = None
         self.why_no_bpf: str | None = None
         self._next_slot = 1
@@ -99,11 +101,20 @@ class Agent:
             self._drain = DrainLoop(
                 probe, self._settings.linger_ms / 1000, self._settings.linger_most_ms / 1000
             )
+            self._pressed = PressedPrograms(probe, self._settings.ring_bytes, self._waiting_threads)
+            self._drain.after_turn = self._look_for_pressed
             for slot in probe.unclaimed:
                 self._drain.keep_for(slot, probe.released)
         else:
             _log.warning("the exact probe cannot run here", why=self.why_no_bpf)
         self._gate_socket.open()
+
+    def _waiting_threads(self) -> set[int]:
+        return {thread for capture in self.captures() for thread in capture.gate.waiting_threads()}
+
+    def _look_for_pressed(self) -> None:
+        assert self._pressed is not None and self._drain is not None, "they go with the probe"
+        self._pressed.look(self._drain.held_bytes)
 
     def _open_probe(self) -> BpfProbe:
         """The probe, with what a killed predecessor left of it if that can be gone on with."""
@@ -129,6 +140,8 @@ class Agent:
                 self._ownership.give_sign()
             self._give_up_unclaimed()
             is_silent = self._probe is not None and not self._probe.answers()
+            if self._pressed is not None:
+                self._look_for_pressed()
             for capture in self.captures():
                 capture.look_for_held()
                 capture.look_for_stalls(is_probe_silent=is_silent)
@@ -161,6 +174,8 @@ class Agent:
         if self._draining is not None:
             self._draining.cancel()
             await asyncio.wait({self._draining})
+        if self._pressed is not None:
+            self._pressed.close()
         if self._probe is not None:
             self._probe.close()
         if self._ownership is not None:
@@ -336,6 +351,7 @@ class Agent:
             "why_not_pinned": self.why_not_pinned,
             "gate_socket": str(self._gate_path),
             "receipts_socket": str(self._receipts.path),
+            "presses": 0 if self._probe is None else self._probe.presses,
             "records": 0 if self._drain is None else self._drain.records,
             "started_us": self._started_us,
             "at_us": time.time_ns() // 1000,
@@ -383,6 +399,8 @@ class Agent:
                 reason="program-running",
                 hint="a volume has one program; dkctl status",
             )
+        if program.hard_limit and self._probe is not None:
+            self._probe.set_limited(limited=True)
         capture.program = program
         return Admitted(capture.gate, sync_calls.Root.of(str(path), program.seen_at))
 

@@ -41,6 +41,7 @@ class StartBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     bind: str | None = None
     stop_signal: str = stop_signals.DEFAULT
     io_uring: bool = False
+    hard_limit: bool = False
 
 
 class SyncBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -116,6 +117,7 @@ class AgentApi:
             body.bind,
             stop_signals.parse(body.stop_signal),
             body.io_uring,
+            body.hard_limit,
         )
         return http.json_response(await self._agent.start(request.match_info["volume"], command))
 

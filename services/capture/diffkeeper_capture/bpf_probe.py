@@ -27,6 +27,8 @@ _ROOT = struct.Struct("=QII")  # struct dk_root: inode, generation, device
 _LOST_FILE = struct.Struct("=QII")  # struct dk_lost_file: inode, volume, unused
 _NUMBER = struct.Struct("=I")
 _INODE_BITS = 1024
+# In the kernel side's maps beside the slots of volumes: see dk_hold.h.
+PRESSED = 0xFFFFFFFE
 
 
 class State(ctypes.Structure):
@@ -95,6 +97,7 @@ class BpfProbe:
         self._loaded = bpf_loader.LoadedProbe(ring_bytes=ring_bytes, folder=pins, owner=owner)
         try:
             self._memory = self._loaded.map(".bss.state").memory(ctypes.sizeof(State))
+            self._hold = self._loaded.map(".bss.hold").memory(ctypes.sizeof(ctypes.c_uint64))
             self._ring = ring.RingReader(self._loaded.map("ring").fd, ring_bytes, holds=self._is_pinned)
             if not self._loaded.is_adopted:
                 self._loaded.attach()
@@ -201,6 +204,15 @@ class BpfProbe:
             self._loaded.map("gated").put(_NUMBER.pack(slot), _NUMBER.pack(1))
         elif self._loaded.map("gated").get(_NUMBER.pack(slot), _NUMBER.size) is not None:
             self._loaded.map("gated").remove(_NUMBER.pack(slot))
+
+    def set_limited(self, *, limited: bool) -> None:
+        """Whether programs behind a gate are stopped while the ring is more than half full."""
+        self.set_gated(PRESSED, gated=limited)
+
+    @property
+    def presses(self) -> int:
+        """How often that has happened."""
+        return int.from_bytes(self._hold[:8], "little")
 
     def held(self) -> dict[int, int]:
         """Processes that are stopped so, and the slots of their volumes."""
@@ -328,6 +340,7 @@ class BpfProbe:
         self._ring.close()
         del self._state
         self._memory.close()
+        self._hold.close()
         self._loaded.close()
         for root in self._roots.values():
             if root.fd >= 0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -60,6 +61,8 @@ class DrainLoop:
         self.linger_s = linger_s
         self._lost = probe.lost()
         self._readable = asyncio.Event()
+        # Called after each turn, when what is kept was let go.
+        self.after_turn: Callable[[], None] = lambda: None
 
     def add(self, slot: int, volume: Fed) -> None:
         self._volumes[slot] = volume
@@ -169,6 +172,7 @@ class DrainLoop:
     def _release(self) -> None:
         needed = [volume.needed_from() for volume in self._volumes.values()]
         self._probe.release(min([self._probe.consumed(), *needed, *self._behind.values()]))
+        self.after_turn()
 
     def _tell_drained(self, empty_ns: int | None) -> bool:
         unfinished = [volume.drained(empty_ns) for volume in list(self._volumes.values())]

@@ -36,6 +36,7 @@ class Program:
     root: str | None = None  # the directory that its caller took the volume for
     seen_at: str | None = None  # where it sees the volume, when that is not the volume's own path
     stop_signal: str = stop_signals.DEFAULT  # how it is asked to end
+    hard_limit: bool = False  # stopped while the ring is more than half full
     # Wait status; None while it runs, or when it ended while nobody could say how.
     status: int | None = None
     running: bool = True
@@ -218,6 +219,7 @@ class _WrapperLink:
             message.get("root"),
             message.get("seen_at"),
             stop_signals.parse(str(message.get("stop_signal", stop_signals.DEFAULT))),
+            bool(message.get("hard_limit", False)),
         )
         if len(descriptors) == 2:
             self._listener = seccomp.Listener(descriptors[0])

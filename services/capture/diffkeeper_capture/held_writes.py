@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -23,6 +24,9 @@ CALL = "synchronous write"
 # A thread that is on its way out of a call gets there in microseconds, or after its disk has answered.
 _POLL_FIRST_S, _POLL_MOST_S = 0.0005, 0.05
 
+# Instead of a slot: stopped for want of room in the ring, not for a receipt.
+PRESSED = 0xFFFFFFFE
+
 _log = structlog.get_logger("gate")
 
 
@@ -35,6 +39,12 @@ class Held(Protocol):
     def hold_again(self, tgid: int, slot: int) -> None: ...
 
     def forget_held(self, tgid: int) -> None: ...
+
+
+class Pressed(Held, Protocol):
+    @property
+    def presses(self) -> int:
+        """How often a process was stopped for want of room."""
 
 
 class HeldWrites:
@@ -79,10 +89,7 @@ class HeldWrites:
         )
 
     async def _release(self, tgid: int) -> None:
-        pause_s = _POLL_FIRST_S
-        while _may_be_writing(tgid, {call["pid"] for call in self._gate.waiting()}):
-            await asyncio.sleep(pause_s)
-            pause_s = min(_POLL_MOST_S, 2 * pause_s)
+        await _until_all_stopped(tgid, self._gate.waiting_threads)
         self._catch_up()
         if tgid in self._tgid_of.values():
             return  # another thread of it came to its end: the process waits for that receipt too
@@ -92,6 +99,58 @@ class HeldWrites:
         if _is_stopped(tgid):
             # It went on and was stopped again before the note of the first time was gone.
             self._kernel.hold_again(tgid, self._slot)
+
+
+class PressedPrograms:
+    """Programs that the kernel side stopped because the ring was half full, on their way back."""
+
+    def __init__(self, kernel: Pressed, ring_bytes: int, waiting: Callable[[], set[int]]) -> None:
+        """``waiting``: threads whose calls wait at a gate."""
+        self.total = 0
+        self._kernel = kernel
+        self._room_from = ring_bytes // 4
+        self._waiting = waiting
+        # A predecessor may have left some.
+        self._seen = -1
+        self._releases: dict[int, asyncio.Task[None]] = {}
+
+    def look(self, held_bytes: int) -> None:
+        """Often: let them go on once three quarters of the ring are free."""
+        if self._kernel.presses == self._seen or held_bytes > self._room_from:
+            return
+        self._seen = self._kernel.presses
+        for tgid, why in self._kernel.held().items():
+            if why == PRESSED and tgid not in self._releases:
+                self.total += 1
+                release = asyncio.create_task(self._release(tgid), name=f"let {tgid} go on")
+                self._releases[tgid] = release
+                release.add_done_callback(functools.partial(self._forget, tgid))
+
+    def close(self) -> None:
+        for release in self._releases.values():
+            release.cancel()
+
+    def _forget(self, tgid: int, _release: asyncio.Task[None]) -> None:
+        del self._releases[tgid]
+
+    async def _release(self, tgid: int) -> None:
+        await _until_all_stopped(tgid, self._waiting)
+        if self._kernel.held().get(tgid) != PRESSED:
+            return  # a thread of it came to the end of a synchronous write: it waits for that receipt
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(tgid, signal.SIGCONT)
+        self._kernel.forget_held(tgid)
+        if _is_stopped(tgid):
+            # It went on and was stopped again before the note of the first time was gone.
+            self._kernel.hold_again(tgid, PRESSED)
+            self._seen = -1
+
+
+async def _until_all_stopped(tgid: int, waiting: Callable[[], set[int]]) -> None:
+    pause_s = _POLL_FIRST_S
+    while _may_be_writing(tgid, waiting()):
+        await asyncio.sleep(pause_s)
+        pause_s = min(_POLL_MOST_S, 2 * pause_s)
 
 
 def _may_be_writing(tgid: int, waiting: set[int]) -> bool:

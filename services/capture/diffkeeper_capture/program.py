@@ -44,6 +44,7 @@ class Command:
     bind: str | None = None  # where the program sees the volume
     stop_signal: str = stop_signals.DEFAULT
     io_uring: bool = False
+    hard_limit: bool = False
 
 
 def _package_roots() -> list[str]:
@@ -60,10 +61,12 @@ def wrapper_argv(
 ) -> list[str]:
     words = [sys.executable, "-I", "-c", _BOOT.format(paths=_package_roots(), nice=nice)]
     words += ["--agent-socket", str(gate_socket), "--volume", volume, "--root", str(root)]
-    if level is Level.OBSERVE:
+    if level is Level.OBSERVE and not command.hard_limit:
         words.append("--no-gate")  # nothing ever waits, so nothing needs to be stopped
     if command.stop_signal != stop_signals.DEFAULT:
         words += ["--stop-signal", command.stop_signal]
+    if command.hard_limit:
+        words.append("--hard-limit")
     if command.io_uring:
         words += ["--io-uring", "allow"]
     for option, value in (("--cwd", command.cwd), ("--uid", command.uid), ("--gid", command.gid)):

@@ -133,6 +133,7 @@ def run(options: argparse.Namespace) -> int:
         "root": options.root,
         "seen_at": options.bind[1] if options.bind else None,
         "stop_signal": options.stop_signal,
+        "hard_limit": options.hard_limit,
     }
     descriptors = [] if gate is None else [gate.listener.fileno(), gate.table.descriptor]
     link = AgentLink(options.agent_socket, hello, descriptors)
@@ -227,6 +228,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no-gate", action="store_true", help="no filter: sync calls never wait")
     parser.add_argument(
         "--stop-signal", default=stop_signals.DEFAULT, metavar="NAME", help="how it is asked to end"
+    )
+    parser.add_argument(
+        "--hard-limit",
+        action="store_true",
+        help="stop the program while the probe's ring is more than half full",
     )
     parser.add_argument(
         "--io-uring",

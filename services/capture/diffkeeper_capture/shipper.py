@@ -25,7 +25,8 @@ HELD_MAX_BYTES = 32 * 1024 * 1024
 RETRY_S = 0.25
 # Without a barrier the spool is synced this often; only the loss at level observe depends on it.
 IDLE_SYNC_S = 1.0
-# A site that has no other to confirm keeps this share of the spool, then trusts its stream alone.
+# Where no other site is to hold a replica there is no second holder to wait for but the spool itself: it keeps this
+# share of its room, then leaves what is older to the stream alone, and says so (``is_held_once``).
 ALONE_SHARE = 0.5
 
 _log = structlog.get_logger("shipper")
@@ -38,6 +39,8 @@ class Shipper:
         self.trouble: errors.Transient | None = None
         # Up to here the spool's frames are not needed for a restart: the saved tree stands there.
         self.releasable = positions.START
+        # Some frames of this volume have no holder but the site's stream.
+        self.is_held_once = False
         self._spool = spool
         self._publisher = publisher
         self._durability = durability
@@ -131,9 +134,12 @@ class Shipper:
     def _release(self) -> None:
         """Drop from the spool what two others hold: the stream and a replica at another site."""
         safe = min(self._durability.stored, self._durability.remote())
-        alone = not self._durability.confirmed
+        alone = not self._durability.by_site()
         if alone and self._spool.bytes_kept > ALONE_SHARE * self._spool.max_bytes:
             safe = self._durability.stored
+            if not self.is_held_once:
+                _log.warning("no other site holds this volume: its older frames are in the site's stream alone")
+            self.is_held_once = True
         safe = min(safe, self.releasable)
         if safe > positions.START:
             self._spool.release(safe)

@@ -40,6 +40,11 @@ def of(capture: VolumeCapture) -> dict[str, Any]:
             site: _behind(capture, position, captured, now_us)
             for site, position in sorted(durability.by_site().items())
         },
+        "spool": {
+            "bytes": capture.spool.bytes_kept,
+            "max_bytes": capture.spool.max_bytes,
+            "held_once": capture.shipper.is_held_once,
+        },
         "alarms": [alarm.to_dict() for alarm in capture.stalls.alarms],
         "barriers": {"total": capture.gate.total, "waiting": capture.gate.waiting()[:WAITING_SHOWN]},
         "gaps": {"open": capture.gap_open, "total": framer.gaps, "last": capture.last_gap},

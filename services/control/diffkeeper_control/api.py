@@ -43,6 +43,7 @@ class RunBody(AttachBody, kw_only=True):
     gid: int | None = None
     stop_signal: str = stop_signals.DEFAULT
     io_uring: bool = False
+    hard_limit: bool = False
 
 
 class ReleaseBody(Body, kw_only=True):
@@ -125,6 +126,7 @@ class Api:
             gid=body.gid,
             stop_signal=stop_signals.parse(body.stop_signal),
             io_uring=body.io_uring,
+            hard_limit=body.hard_limit,
         )
         return http.json_response(await self._begin(request, body, command))
 

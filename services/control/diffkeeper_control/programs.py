@@ -46,7 +46,9 @@ def wrapper(volume: registry.Volume, site: str, gate: str, command: registry.Com
     path = volume.paths[site]
     words = [sys.executable, "-m", "diffkeeper_capture.run_wrapper", "--agent-socket", gate]
     words += ["--volume", volume.name, "--root", path]
-    if volume.level is receipts.Level.OBSERVE:
+    if command.hard_limit:
+        words.append("--hard-limit")
+    elif volume.level is receipts.Level.OBSERVE:
         words += ["--no-gate"]  # nothing ever waits, so nothing needs to be stopped
     if command.stop_signal != stop_signals.DEFAULT:
         words += ["--stop-signal", command.stop_signal]
@@ -80,4 +82,5 @@ def start_body(volume: registry.Volume, site: str, gate: str, command: registry.
         "bind": start.bind,
         "stop_signal": command.stop_signal,
         "io_uring": command.io_uring,
+        "hard_limit": command.hard_limit,
     }

@@ -67,6 +67,8 @@ class Command(Struct, frozen=True):
     stop_signal: str = stop_signals.DEFAULT
     # Whether it may use io_uring, whose syncs nobody can hold.
     io_uring: bool = False
+    # Whether it is stopped while it writes faster than can be captured.
+    hard_limit: bool = False
 
 
 class Orphan(Struct, frozen=True):

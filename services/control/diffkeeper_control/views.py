@@ -237,4 +237,5 @@ def _command(volume: Volume) -> dict[str, Any] | None:
         "gid": command.gid,
         "stop_signal": command.stop_signal,
         "io_uring": command.io_uring,
+        "hard_limit": command.hard_limit,
     }

@@ -119,6 +119,8 @@ int dk_sys_exit(u64 *ctx)
 	/* Classes below TIMED have nothing to clean up after a failed call. */
 	if (class < TIMED && ret < 0 && ret > -4096)
 		return 0;
+	if (class >= TIMED)
+		hold_if_pressed(task);
 	switch (class) {
 	case WRITING:
 		return on_write(task, regs, nr, ret);

@@ -3,6 +3,9 @@
  * Writes that are durable by flag (O_SYNC, O_DSYNC, RWF_SYNC, RWF_DSYNC) must not return before their receipt,
  * and no filter can stop a call after it was done. So a process behind a gate is stopped here, before it goes
  * back to user space; the agent lets it go on (SIGCONT) when the receipt is there.
+ *
+ * The same stops programs that change files faster than the ring is emptied, where that is asked for: a stop at
+ * the call itself is the only one that is never late.
  */
 #pragma once
 
@@ -39,6 +42,14 @@ struct task_struct___behind_gate {
 	struct seccomp seccomp;
 } CORE;
 
+/* In the map `held` instead of a slot: until there is room in the ring. In the map `gated`: whether to do that. */
+#define PRESSED 0xfffffffeu
+enum { BPF_NOEXIST = 1, BPF_RB_AVAIL_DATA = 0, BPF_RB_RING_SIZE = 1 };
+
+/* How often a process was stopped for want of room; the agent looks at it. */
+u64 presses SEC(".bss.hold");
+
+static u64 (*bpf_ringbuf_query)(void *ring, u64 flags) = (void *)134;
 static long (*bpf_send_signal)(u32 signal) = (void *)109;
 
 /* Whether the process has a listener for system calls: the run wrapper's, or another supervisor's. */
@@ -75,5 +86,21 @@ INLINE void hold_if_gated(struct task_struct *task, u32 volume, u32 flags)
 		record->start_ns = record->end_ns;
 		bpf_ringbuf_submit(record, 0);
 	}
+	bpf_send_signal(SIGSTOP);
+}
+
+/* After any call that changes something: the ring is half full, and the rest is for what is under way. */
+INLINE void hold_if_pressed(struct task_struct *task)
+{
+	u32 key = PRESSED, tgid = task->tgid;
+
+	if (likely(bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) <
+		   bpf_ringbuf_query(&ring, BPF_RB_RING_SIZE) >> 1))
+		return;
+	if (!bpf_map_lookup_elem(&gated, &key) || !is_behind_gate(task))
+		return;
+	/* One that waits for a receipt already stays noted as that. */
+	bpf_map_update_elem(&held, &tgid, &key, BPF_NOEXIST);
+	__sync_fetch_and_add(&presses, 1);
 	bpf_send_signal(SIGSTOP);
 }

@@ -39,6 +39,11 @@ FAILOVER_WAIT_S = 60.0
     show_default=True,
     help="What is synced by io_uring cannot be held; allow it for a program that does not rely on that.",
 )
+@click.option(
+    "--hard-limit",
+    is_flag=True,
+    help="Stop COMMAND for an instant when it writes faster than can be captured, instead of a gap.",
+)
 @options.directory
 def run(
     volume: str,
@@ -52,6 +57,7 @@ def run(
     no_wait: bool,
     stop_signal: str,
     io_uring: str,
+    hard_limit: bool,
     directory: Path,
 ) -> int:
     """Run COMMAND (after --) with its state directory captured as VOLUME.
@@ -73,6 +79,7 @@ def run(
         "gid": os.getgid(),
         "stop_signal": stop_signals.parse(stop_signal),
         "io_uring": io_uring == "allow",
+        "hard_limit": hard_limit,
     }
     ready = control.run(volume, request)
     returncode: int | None = None
