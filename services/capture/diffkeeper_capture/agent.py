@@ -49,6 +49,9 @@ FENCED_GRACE_S = 2.0
 UNCLAIMED_S = 60.0
 UNCLAIMED_LEAST_S = 5.0
 UNCLAIMED_CHECK_S = 1.0
+# After these a volume begins anew from its log: an fsync failed, so what the spool holds has to be read from the disk.
+_BEGUN_ANEW = frozenset({"spool-poisoned"})
+ANEW_FIRST_S, ANEW_LAST_S = 1.0, 30.0
 
 _log = structlog.get_logger("agent")
 
@@ -80,6 +83,7 @@ class Agent:
         self.why_not_pinned: str | None = None
         self._drain: DrainLoop | None = None
         self._pressed: PressedPrograms | None = None
+        self._revivals: set[asyncio.Task[None]] = set()
         self._draining: asyncio.Task[None] | None = None
         self.why_no_bpf: str | None = None
         self._next_slot = 1
@@ -167,6 +171,8 @@ class Agent:
             if held.capture.state == "capturing":
                 with contextlib.suppress(errors.DiffKeeperError):
                     held.capture.save()
+        for revival in self._revivals:
+            revival.cancel()
         self._gate_socket.close()
         await self._receipts.close()
         for name in list(self._held):
@@ -285,9 +291,36 @@ class Agent:
 
     async def _hold(self, capture: VolumeCapture) -> None:
         await capture.run()
+        if capture.error is not None and capture.error.reason in _BEGUN_ANEW:
+            revival = asyncio.create_task(
+                self._begin_anew(capture), name=f"begin {capture.order.volume} anew"
+            )
+            self._revivals.add(revival)
+            revival.add_done_callback(self._revivals.discard)
         if capture.state == "fenced" and capture.program is not None and capture.program.running:
             _log.error("ending the program of a fenced volume", volume=capture.order.volume)
             await volume_end.stop_program(capture, self._gate_socket, FENCED_GRACE_S)
+
+    async def _begin_anew(self, failed: VolumeCapture) -> None:
+        """After its disk failed: from what the disk really holds and the stream has, until that goes well."""
+        pause_s = ANEW_FIRST_S
+        name = failed.order.volume
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = min(ANEW_LAST_S, 2 * pause_s)
+            async with self._orders:
+                held = self._held.get(name)
+                if held is None or held.capture is not failed:
+                    return  # somebody has decided otherwise
+                await self._quiet(name)
+                failed.close()
+                try:
+                    await self._attach(failed.order)
+                except errors.DiffKeeperError as error:
+                    _log.error(error.message, volume=name, reason=error.reason, hint=error.hint)
+                    continue
+                _log.warning("captured again after its disk had failed", volume=name)
+                return
 
     async def start(self, name: str, command: programs.Command) -> dict[str, Any]:
         """Start a program; ``{pid}``. Raises Refused when one runs or it cannot be executed."""

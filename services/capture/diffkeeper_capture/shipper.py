@@ -138,7 +138,9 @@ class Shipper:
         if alone and self._spool.bytes_kept > ALONE_SHARE * self._spool.max_bytes:
             safe = self._durability.stored
             if not self.is_held_once:
-                _log.warning("no other site holds this volume: its older frames are in the site's stream alone")
+                _log.warning(
+                    "no other site holds this volume: its older frames are in the site's stream alone"
+                )
             self.is_held_once = True
         safe = min(safe, self.releasable)
         if safe > positions.START:
