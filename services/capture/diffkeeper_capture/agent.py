@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from diffkeeper import pins
+from diffkeeper import __version__, pins
 from diffkeeper.domain import errors, volumes
 from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.log.event_log import EventLog
@@ -387,6 +387,7 @@ class Agent:
             "presses": 0 if self._probe is None else self._probe.presses,
             "records": 0 if self._drain is None else self._drain.records,
             "started_us": self._started_us,
+            "version": __version__,
             "at_us": time.time_ns() // 1000,
             "volumes": [self._status_of(held.capture) for _, held in sorted(self._held.items())],
         }

@@ -27,7 +27,7 @@ def of_volume(volume: dict[str, Any]) -> list[str]:
     found += [f"{name} is stalled: {alarm['message']}" for alarm in volume.get("alarms") or []]
     gaps = volume.get("gaps") or {}
     if gaps.get("open"):
-        found.append(f"{name} has {gaps['open']} open gaps in its capture")
+        found.append(f"{name} has an open gap in its capture")
     found += [
         f"the replica of {name} at {replica['site']} is {replica['state']}"
         for replica in volume.get("sites", [])

@@ -33,6 +33,7 @@ COMMANDS = {
     "verify": "verify:verify",
     "failover": "failover:failover",
     "switchover": "switchover:switchover",
+    "check": "check:check",
     "doctor": "doctor:doctor",
     "bench": "bench:bench",
     "completion": "completion:completion",
