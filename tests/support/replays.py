@@ -50,7 +50,7 @@ class Replay:
             else:
                 there[name] = value
         elif delta.op is Op.ATTR and "mtime_ns" in delta.args[0]:
-            self.times[delta.file_id] = (delta.args[0]["atime_ns"], delta.args[0]["mtime_ns"])
+            self.times[delta.file_id] = (delta.args[0].get("atime_ns", 0), delta.args[0]["mtime_ns"])
         elif delta.op is Op.GAP:
             self.gaps.append(delta)
         elif delta.op is Op.BARRIER:

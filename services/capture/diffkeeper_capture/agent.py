@@ -190,6 +190,7 @@ class Agent:
             self._ownership.release()
             self._ownership = None
         self._packer.shutdown()
+        self._launcher.close()
 
     # -- orders ----------------------------------------------------------------------------------------------
 
@@ -321,6 +322,13 @@ class Agent:
                     continue
                 _log.warning("captured again after its disk had failed", volume=name)
                 return
+
+    async def prepare(
+        self, name: str, path: Path, level: Level, command: programs.Command, wait: bool
+    ) -> bool:
+        """Get ready to start a program of a volume that is about to come here; whether that was possible."""
+        volumes.check_name("volume", name)
+        return await self._launcher.prepare(name, path, level, command, wait) is not None
 
     async def start(self, name: str, command: programs.Command) -> dict[str, Any]:
         """Start a program; ``{pid}``. Raises Refused when one runs or it cannot be executed."""

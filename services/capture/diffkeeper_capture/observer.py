@@ -23,7 +23,7 @@ from pathlib import Path
 
 from diffkeeper.domain import deltas, frames, limits, positions, trees
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op
-from diffkeeper_capture import rereader
+from diffkeeper_capture import rereader, write_lanes
 from diffkeeper_capture.contents import RACY_NS, Contents, Known, fingerprint
 from diffkeeper_capture.doubts import Doubts
 from diffkeeper_capture.framer import FrameSink
@@ -80,7 +80,8 @@ class Observer:
             self.shadow, self.reader, self._resolver, self.doubts, sink, self.writers.__contains__
         )
         self._gone: OrderedDict[int, int] = OrderedDict()
-        self._last_tgid = 0
+        # Takes the writes that need no thought; None where everything goes the long way.
+        self._lane: write_lanes.Lane | None = None
         self._work: Iterator[int] | None = None
         # Frames are ``scan`` at best for the time being.
         self.is_floored = False
@@ -96,7 +97,7 @@ class Observer:
         # The hot path's own names for things.
         self._by_inode = self.shadow.by_inode
         self._add_write = sink.add_write
-        self._note_recent = self._overlaps.note
+        self._generations = self.shadow.generation_of
         self._mapped_ids = self.mapped.known
         self._slow: dict[int, Callable[[Record, memoryview], None]] = {
             Kind.WRITE: self._on_write,
@@ -122,16 +123,30 @@ class Observer:
             file_id = self._by_inode.get(record[7])
             if (
                 file_id is not None
-                and record[5] == self._last_tgid
+                and record[5] in self.writers
+                and (not record[8] or self._generations.get(file_id) == record[8])
                 and file_id not in self._mapped_ids
                 and not self.is_floored
                 and record[11] <= limits.DELTA_MAX_DATA_BYTES
             ):
                 self._add_write(file_id, record[10], payload, record[3] // 1000)
-                self._note_recent(record)
+                self._overlaps.note(record)
+                if self._lane is not None:
+                    self._lane.learn(record[7], record[8], record[5], file_id)
                 return
         self.now_end_ns = record.end_ns
         self._slow[record.kind](record, payload)
+
+    def use_lane(self, lane: write_lanes.Lane) -> None:
+        """Plain writes may go through ``lane`` from now on."""
+        self._lane = lane
+        self._overlaps.use_lane(lane)
+        self.shadow.on_unbind.append(lane.forget)
+
+    def _think_again(self) -> None:
+        """What was a plain write may be none now."""
+        if self._lane is not None:
+            self._lane.forget()
 
     def _on_write(self, record: Record, payload: memoryview) -> None:
         if record.flags & Flag.UNLINKED:
@@ -224,6 +239,7 @@ class Observer:
         file_id = self._known_id(record)
         if file_id is not None:
             self.mapped.follow(file_id)
+            self._think_again()
 
     def _on_unseen(self, record: Record, payload: memoryview) -> None:
         tgid = record.tgid
@@ -252,7 +268,6 @@ class Observer:
             self._note_writer(tgid)
 
     def _note_writer(self, tgid: int) -> None:
-        self._last_tgid = tgid
         if tgid not in self.writers:
             self.writers.add(tgid)
             if tgid in self.unseen_elsewhere:
@@ -340,6 +355,7 @@ class Observer:
     def _lower_floor(self) -> None:
         if not self.is_floored:
             self.is_floored = True
+            self._think_again()
             self._sink.set_floor(frames.Fidelity.SCAN)
 
     def lose(self, inodes: Iterable[int], *, everywhere: bool, detail: str) -> None:

@@ -17,10 +17,13 @@ from diffkeeper.domain import receipts, stop_signals
 from diffkeeper_control import registry
 
 PATH_PLACEHOLDER = "{path}"
+PORT_PLACEHOLDER = "{port}"
 # Set for every program run through us; by the last one its processes are found when its site is killed.
 VOLUME, SITE, PATH, GATE = "DIFFKEEPER_VOLUME", "DIFFKEEPER_SITE", "DIFFKEEPER_PATH", "DIFFKEEPER_GATE"
 # Where the program may ask for receipts; the agent has it beside the gate.
 SOCKET, SOCKET_NAME = "DIFFKEEPER_SOCKET", "receipts.sock"
+# Set where the volume has a front door: where the program listens at this site.
+PORT = "DIFFKEEPER_PORT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,10 @@ def at(volume: registry.Volume, site: str, gate: str, command: registry.Command)
     argv = [argument.replace(PATH_PLACEHOLDER, seen) for argument in command.argv]
     env = {**command.env, VOLUME: volume.name, SITE: site, PATH: seen, GATE: gate}
     env[SOCKET] = str(PurePosixPath(gate).with_name(SOCKET_NAME))
+    if volume.door is not None:
+        port = str(volume.door.ports[site])
+        argv = [argument.replace(PORT_PLACEHOLDER, port) for argument in argv]
+        env[PORT] = port
     return Start(argv, env, bind)
 
 

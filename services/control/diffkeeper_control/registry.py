@@ -71,6 +71,18 @@ class Command(Struct, frozen=True):
     hard_limit: bool = False
 
 
+class Door(Struct, frozen=True):
+    """The volume's front door: where its clients come, and at which port its program listens at each site."""
+
+    host: str
+    port: int
+    protocol: str  # http or tcp
+    hold_max: int
+    hold_ms: int
+    drain_ms: int
+    ports: dict[str, int] = {}
+
+
 class Orphan(Struct, frozen=True):
     """A directory a dead leader left behind, with writes beyond the parent of the next reign. Kept."""
 
@@ -104,6 +116,7 @@ class Volume(Struct, frozen=True):
     # position.
     tree_states: dict[str, Resume] = {}
     orphans: tuple[Orphan, ...] = ()
+    door: Door | None = None
 
     @property
     def leader(self) -> str:
