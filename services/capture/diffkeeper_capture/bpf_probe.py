@@ -335,6 +335,7 @@ class BpfProbe:
                 records=counted,
                 files=frozenset((volume, inode) for inode, volume, _ in map(_LOST_FILE.unpack, keys)),
                 everywhere=bool(self._state.lost_everywhere or missed),
+                left_out=missed,
             )
         return self._lost
 

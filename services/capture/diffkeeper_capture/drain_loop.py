@@ -191,7 +191,12 @@ class DrainLoop:
         if lost.records == self._lost.records:
             return
         before, self._lost = self._lost, lost
-        _log.error("the ring had no room for records", lost=lost.records - before.records)
+        _log.error(
+            "the ring had no room for records",
+            lost=lost.records - before.records,
+            left_out=lost.left_out,
+            held_bytes=self.held_bytes,
+        )
         fresh = lost.files - before.files
         for slot, volume in list(self._volumes.items()):
             inodes = frozenset(inode for of, inode in lost.files if of == slot)

@@ -25,6 +25,8 @@ class Lost:
     # (volume slot, inode) of files whose writes were lost; empty with ``everywhere`` when that could not be kept.
     files: frozenset[tuple[int, int]]
     everywhere: bool
+    # Of the records, calls at which the kernel left the probe out because it was running already.
+    left_out: int = 0
 
 
 class RecordProbe(Protocol):
