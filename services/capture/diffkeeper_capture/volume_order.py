@@ -57,8 +57,8 @@ class VolumeFiles:
         return self.directory / "spool"
 
     @property
-    def tree_state(self) -> Path:
-        return self.directory / "tree.state"
+    def tree_store(self) -> Path:
+        return self.directory / "tree.db"
 
     @property
     def resume_journal(self) -> Path:

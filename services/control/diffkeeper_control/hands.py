@@ -262,13 +262,14 @@ class SiteHands:
         """Have the site's agent start the volume's program; its process number. Nothing is started twice."""
         volume = self._registry.get(name)
         assert volume.command is not None, "a program is started only where one was registered"
-        agent = self._embedded.clients[site].agent
-        status = await agent.volume(name)
-        program = (status or {}).get("program")
-        if program and program.get("running"):
-            return int(program["pid"])
         gate = str(self._embedded.layout.gate(site))
-        answer = await agent.start(name, programs.start_body(volume, site, gate, volume.command))
+        body = programs.start_body(volume, site, gate, volume.command)
+        try:
+            answer = await self._embedded.clients[site].agent.start(name, body)
+        except errors.Refused as refusal:
+            if refusal.reason != "program-running":
+                raise
+            answer = refusal.facts  # it was started before
         return int(answer["pid"])
 
     async def _follow(self, machine: Failover) -> failover.Event:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+import nats.aio.client
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -25,6 +26,10 @@ REQUEST_TIMEOUT_S = 5.0
 # A connection on which nothing comes back is given up after about three of these.
 PING_INTERVAL_S = 3
 _RETRY_S = 0.1
+# The client reads and parses so much at a time; with its own 32 KiB a frame of a megabyte takes as long to receive
+# as to decompress. It has no option for that, only a constant of its module.
+_READ_BYTES = 256 * 1024
+nats.aio.client.DEFAULT_BUFFER_SIZE = _READ_BYTES
 _JS_NO_STREAM = 10059
 _JS_UNAVAILABLE = (408, 503)
 
