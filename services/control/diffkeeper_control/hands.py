@@ -223,7 +223,9 @@ class SiteHands:
         )
         if not machine.planned:  # else prepare has made sure of them
             await self._ensure_streams(plan.volume, plan.target)
-        await self._embedded.clients[plan.target].agent.attach(plan.volume, roles.attach_body(volume))
+        await self._embedded.clients[plan.target].agent.attach(
+            plan.volume, roles.attach_body(volume, self._embedded.sites)
+        )
         return failover.Attached()
 
     def _leave_old_directory(self, volume: Volume, machine: Failover) -> Volume:
@@ -338,7 +340,9 @@ class SiteHands:
                 resume=Resume(point=parent, tree_state=tree_state),
             )
         )
-        await self._embedded.clients[plan.leader].agent.attach(plan.volume, roles.attach_body(volume))
+        await self._embedded.clients[plan.leader].agent.attach(
+            plan.volume, roles.attach_body(volume, self._embedded.sites)
+        )
 
     async def _ensure_streams(self, volume: str, leader: str) -> None:
         running = [site for site in self._embedded.sites if not self._embedded.is_stopped(site)]
