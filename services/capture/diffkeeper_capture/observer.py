@@ -24,7 +24,7 @@ from pathlib import Path
 from diffkeeper.domain import deltas, frames, limits, positions, trees
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op
 from diffkeeper_capture import rereader, write_lanes
-from diffkeeper_capture.contents import RACY_NS, Contents, Known, fingerprint
+from diffkeeper_capture.contents import RACY_NS, Contents, Fingerprint, Known, fingerprint
 from diffkeeper_capture.doubts import Doubts
 from diffkeeper_capture.framer import FrameSink
 from diffkeeper_capture.mapped_files import MappedFiles
@@ -91,9 +91,12 @@ class Observer:
             self._lower_floor()
         if state is not None:
             self._adopt(state)
+            # Whoever keeps the tree has these.
+            self.shadow.unsaved_ids = {ROOT_ID}
         # The hot path's own names for things.
         self._by_inode = self.shadow.by_inode
         self._add_write = sink.add_write
+        self._touched = self.contents.touched
         self._generations = self.shadow.generation_of
         self._mapped_ids = self.mapped.known
         self._slow: dict[int, Callable[[Record, memoryview], None]] = {
@@ -126,6 +129,7 @@ class Observer:
                 and record[11] <= limits.DELTA_MAX_DATA_BYTES
             ):
                 self._add_write(file_id, record[10], payload, record[3] // 1000)
+                self._touched.add(file_id)
                 self._overlaps.note(record)
                 if self._lane is not None:
                     self._lane.learn(record[7], record[8], record[5], file_id)
@@ -564,25 +568,47 @@ class Observer:
         """The volume at the end of the log, for whoever goes on. Fingerprints only of files nobody may still
         be writing.
         """
-        prints: dict[int, tuple[int, int, int]] = {}
-        now_ns = time.time_ns()
-        for file_id, node in self.shadow.tree.nodes.items():
-            if node.kind is trees.Kind.FILE and file_id not in self.doubts.contents:
-                try:
-                    status = self.reader.status_of(file_id)
-                except rereader.Elsewhere:
-                    continue
-                known = self.contents.known.get(file_id)
-                is_current = not self.contents.sole_source or (
-                    known is not None and known.fingerprint == fingerprint(status)
-                )
-                if stat.S_ISREG(status.st_mode) and is_current and now_ns - status.st_ctime_ns >= RACY_NS:
-                    prints[file_id] = fingerprint(status)
+        nodes, now_ns = self.shadow.tree.nodes, time.time_ns()
+        found = {
+            file_id: self._print_of(file_id, now_ns)
+            for file_id, node in nodes.items()
+            if node.kind is trees.Kind.FILE
+        }
+        prints = {file_id: print_ for file_id, print_ in found.items() if print_ is not None}
         identities = {
             file_id: trees.Identity(self.reader.device, inode, self.shadow.generation_of.get(file_id, 0))
             for file_id, inode in self.shadow.inode_of.items()
         }
         return trees.TreeState(volume, position, frame_hash, stamp, self.shadow.tree, identities, prints)
+
+    def take_prints(self) -> dict[int, Fingerprint | None]:
+        """Fingerprints of files that changed since the last time; None for one that may still be changing, which is
+        asked for again the next time.
+        """
+        now_ns = time.time_ns()
+        living = [file_id for file_id in self.contents.touched if self.shadow.is_file(file_id)]
+        found = {file_id: self._print_of(file_id, now_ns) for file_id in living}
+        self.contents.touched.clear()
+        self.contents.touched.update(file_id for file_id, print_ in found.items() if print_ is None)
+        # A write that takes the short way says nothing of its file; the next one takes the long way.
+        self._think_again()
+        return found
+
+    def _print_of(self, file_id: int, now_ns: int) -> Fingerprint | None:
+        """What the file is on disk, when nobody may still be writing it and the log has all of it."""
+        if file_id in self.doubts.contents:
+            return None
+        try:
+            status = self.reader.status_of(file_id)
+        except rereader.Elsewhere:
+            return None
+        known = self.contents.known.get(file_id)
+        is_current = not self.contents.sole_source or (
+            known is not None and known.fingerprint == fingerprint(status)
+        )
+        if not stat.S_ISREG(status.st_mode) or not is_current or now_ns - status.st_ctime_ns < RACY_NS:
+            return None
+        return fingerprint(status)
 
     def close(self) -> None:
         self.reader.close()

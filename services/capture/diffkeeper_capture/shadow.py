@@ -42,6 +42,8 @@ class Shadow:
         "sink",
         "tree",
         "unmapped",
+        "unsaved",
+        "unsaved_ids",
         "unverified",
         "xattrs",
     )
@@ -61,6 +63,9 @@ class Shadow:
         self.unverified: set[int] = set()
         # Digests of the values of extended attributes that were logged since this shadow was begun.
         self.xattrs: dict[int, dict[bytes, bytes]] = {}
+        # What a tree kept elsewhere has not taken yet: deltas of names, and ids whose inode is another one.
+        self.unsaved: list[Delta] = []
+        self.unsaved_ids: set[int] = set()
         # Called with an id whose last name is gone, while its inode is still known.
         self.on_forget: list[Callable[[int], None]] = []
         # Called when an inode does not stand for its id any more.
@@ -88,6 +93,7 @@ class Shadow:
             self.unbind(before)
         self.by_inode[inode] = file_id
         self.inode_of[file_id] = inode
+        self.unsaved_ids.add(file_id)
         self.unmapped.discard(file_id)
         if generation:
             self.generation_of[file_id] = generation
@@ -103,6 +109,7 @@ class Shadow:
         self.guessed.discard(file_id)
         if file_id in self.tree.nodes:
             self.unmapped.add(file_id)
+            self.unsaved_ids.add(file_id)
 
     def make(
         self,
@@ -191,6 +198,7 @@ class Shadow:
 
     def _put(self, delta: deltas.Delta) -> None:
         self.tree.apply(delta)
+        self.unsaved.append(delta)
         self.sink.add(delta)
 
     def _forget_if_gone(self, file_id: int) -> int | None:

@@ -15,6 +15,7 @@ from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.publisher import Publisher
 from diffkeeper_capture.shipper import Shipper
 from diffkeeper_capture.spool import Spool
+from diffkeeper_capture.tree_keeper import TreeKeeper
 from diffkeeper_capture.volume_capture import Parts
 from diffkeeper_capture.volume_order import Order, VolumeFiles
 
@@ -50,11 +51,27 @@ class Builder:
             durability.note_spooled(spool.durable)
         if publisher.stored is not None:
             durability.note_stored(publisher.stored)
+        try:
+            return self._put_together(order, spool, publisher, durability, start, sole_source)
+        except BaseException:
+            start.store.close()
+            raise
+
+    def _put_together(
+        self,
+        order: Order,
+        spool: Spool,
+        publisher: Publisher,
+        durability: Durability,
+        start: volume_recovery.Start,
+        sole_source: bool,
+    ) -> Parts:
+        site = self.log.site
         framer = Framer(
             volume=order.volume,
             origin=site,
             epoch=order.epoch,
-            tip=tip,
+            tip=start.tip,
             clock=SystemClock(),
             last_stamp=start.stamp,
             in_base=not start.based,
@@ -64,7 +81,9 @@ class Builder:
             framer.set_floor(frames.Fidelity.SCAN)
         observer = Observer(order.path, framer, state=start.state, sole_source=sole_source)
         shipper = Shipper(spool, publisher, durability)
-        return Parts(start, framer, observer, spool, publisher, durability, shipper, self.log)
+        observer.shadow.unsaved[:0] = start.unsaved
+        keeper = TreeKeeper(start.store, observer.shadow, shipper, observer.reader.device)
+        return Parts(start, framer, observer, spool, publisher, durability, shipper, keeper, self.log)
 
 
 def _check(order: Order) -> None:

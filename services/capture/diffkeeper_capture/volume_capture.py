@@ -9,6 +9,7 @@ own thread; only reading, hashing and fsync are given to threads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -62,6 +63,7 @@ class Parts:
     publisher: Publisher
     durability: Durability
     shipper: Shipper
+    keeper: TreeKeeper
     log: EventLog
 
 
@@ -119,7 +121,7 @@ class VolumeCapture:
         self._comparing = asyncio.Lock()
         # Set while what the log says is known to be what the directory is.
         self._whole = asyncio.Event()
-        self._keeper = TreeKeeper(files.tree_state, parts.shipper, parts.start.saved)
+        self._keeper = parts.keeper
 
     async def run(self) -> None:
         """Capture until cancelled, or until it cannot go on: then ``state`` and ``error`` say why."""
@@ -230,6 +232,8 @@ class VolumeCapture:
     async def _breathe(self) -> None:
         """Between two steps of a comparison: ship, let others work, stay close to the stream."""
         self._ship(self.framer.take())
+        with contextlib.suppress(errors.Transient):  # tried again, and told, by ``_keep``
+            self._keeper.feed()
         await asyncio.sleep(0)
         while self.shipper.is_choked or self.publisher.behind_bytes > BASE_AHEAD_BYTES:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -244,9 +248,20 @@ class VolumeCapture:
             await asyncio.sleep(ROOT_CHECK_S)
             await asyncio.to_thread(self.observer.reader.check_root)
             self._settle_gap()
-            since = self.spool.bytes_after(self._keeper.saved)
-            if self._whole.is_set() and self._keeper.is_due(self.framer.tip.position, since):
-                self.save()
+            try:
+                await self._keep_tree()
+            except errors.Transient as error:
+                # The spool keeps what leads to the tree that is kept, so nothing but room depends on it.
+                _log.warning(
+                    "the tree could not be kept; tried again", reason=error.reason, error=error.message
+                )
+
+    async def _keep_tree(self) -> None:
+        while self._keeper.feed():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        since = self.spool.bytes_after(self._keeper.saved)
+        if self._whole.is_set() and self._keeper.is_due(self.framer.tip.position, since) and self.save():
+            await asyncio.to_thread(self._keeper.sync)
 
     @property
     def is_exact(self) -> bool:
@@ -392,12 +407,19 @@ class VolumeCapture:
         tip = self.framer.tip
         return self.observer.state(self.order.volume, tip.position, tip.hash, self.framer.stamp)
 
-    def save(self) -> None:
-        """Keep the tree as it is now, unless something has to be compared first or waits for the spool."""
-        if self.observer.settle(self._catch_up()):
-            self._ship(self.framer.cut())
-            if not self.shipper.is_choked and self.spool.last == self.framer.tip.position:
-                self._keeper.save(self.tree_state())
+    def save(self) -> bool:
+        """Keep the tree as it is now, unless something has to be compared first or waits for the spool; whether it
+        was.
+        """
+        if not self.observer.settle(self._catch_up()):
+            return False
+        self._ship(self.framer.cut())
+        tip = self.framer.tip
+        if self.shipper.is_choked or self.spool.last != tip.position or self.framer.is_packing:
+            return False
+        prints = self.observer.take_prints()
+        self._keeper.commit(tip.position, tip.hash, self.framer.stamp, prints, self.tree_state)
+        return True
 
     @property
     def is_ended(self) -> bool:
@@ -414,6 +436,7 @@ class VolumeCapture:
         if self._watch is not None:
             self._watch.close()
         self.observer.close()
+        self._keeper.close()
         self.spool.close()
 
 

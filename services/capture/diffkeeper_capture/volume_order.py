@@ -55,8 +55,8 @@ class VolumeFiles:
         return self.directory / "spool"
 
     @property
-    def tree_state(self) -> Path:
-        return self.directory / "tree.state"
+    def tree_store(self) -> Path:
+        return self.directory / "tree.db"
 
     def ended_tree_state(self, epoch: int) -> Path:
         """The tree at the end of a reign, for whoever goes on."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diffkeeper.domain import deltas, errors, frames, positions, trees
+from diffkeeper.tree_store import TreeStore
 from diffkeeper_capture import volume_state
 from diffkeeper_capture.spool import Spool
 from diffkeeper_capture.volume_order import Order, VolumeFiles
@@ -38,8 +39,10 @@ class Start:
     state: trees.TreeState | None
     # Whether the log has the whole first sight.
     based: bool
-    # Where the tree that a restart begins with stands.
-    saved: positions.Position
+    # The tree that a restart begins with, to be kept up to date and closed by whoever goes on.
+    store: TreeStore
+    # What leads from there to ``state``.
+    unsaved: list[deltas.Delta] = field(default_factory=list)
 
 
 async def find_start(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) -> Start:
@@ -47,20 +50,29 @@ async def find_start(order: Order, files: VolumeFiles, spool: Spool, tip: frames
     if tip.position.epoch == order.epoch:
         return await asyncio.to_thread(_restart, order, files, spool, tip)
     start = await asyncio.to_thread(_begin, order, files)
-    # From here on a restart finds the tree at the parent, whatever happens to the file that was handed over.
-    state = start.state or trees.TreeState(
-        order.volume, order.parent.position, order.parent.hash, 0, trees.Tree(), {}, {}
-    )
-    await asyncio.to_thread(files.directory.mkdir, parents=True, exist_ok=True)
-    await asyncio.to_thread(volume_state.save, files.tree_state, state)
     await asyncio.to_thread(files.write_reign, order, based=start.based)
     return start
 
 
 def _begin(order: Order, files: VolumeFiles) -> Start:
+    state = _given(order)
+    # From here on a restart finds the tree at the parent, whatever happens to the file that was handed over.
+    files.directory.mkdir(parents=True, exist_ok=True)
+    if state is None:
+        empty = trees.TreeState(order.volume, order.parent.position, order.parent.hash, 0, trees.Tree(), {})
+        store = TreeStore.create(files.tree_store, empty)
+        return Start(Beginning.FIRST_SIGHT, order.parent, 0, None, False, store)
+    assert order.tree_state is not None, "a state was given by a file"
+    beginning = Beginning.COMPARE if files.is_ours(order.tree_state) else Beginning.TRUST
+    store = TreeStore.create(files.tree_store, state)
+    return Start(beginning, order.parent, state.stamp, state, True, store)
+
+
+def _given(order: Order) -> trees.TreeState | None:
+    """What was handed over at the parent; None for a volume that has no log yet."""
     if order.tree_state is None:
         if order.parent.position == positions.START:
-            return Start(Beginning.FIRST_SIGHT, order.parent, 0, None, False, order.parent.position)
+            return None
         raise _no_tree(order, "none was given")
     state = volume_state.load(order.tree_state)
     if state is None:
@@ -69,23 +81,31 @@ def _begin(order: Order, files: VolumeFiles) -> Start:
         raise _no_tree(order, f"{order.tree_state} is of {state.position}")
     if state.volume != order.volume:
         raise _no_tree(order, f"{order.tree_state} is of volume {state.volume}")
-    beginning = Beginning.COMPARE if files.is_ours(order.tree_state) else Beginning.TRUST
-    return Start(beginning, order.parent, state.stamp, state, True, order.parent.position)
+    return state
 
 
 def _restart(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) -> Start:
     reign = files.read_reign()
-    state = volume_state.load(files.tree_state)
-    if state is None or reign is None or reign.epoch != order.epoch:
+    if reign is None or reign.epoch != order.epoch or not files.tree_store.exists():
         raise _no_tree(order, f"{files.directory} does not hold this epoch's")
-    based = reign.based
+    store = TreeStore.open(files.tree_store)
+    try:
+        return _go_on(order, store, reign.based, spool, tip)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _go_on(order: Order, store: TreeStore, based: bool, spool: Spool, tip: frames.Tip) -> Start:
+    """From the tree that was kept, by the names in the frames behind it."""
+    state, unsaved = store.load(), []
     at = frames.Tip(state.position, state.frame_hash)
     for frame in spool.frames_after(state.position):
         if frame.position > tip.position:
             break
         if frames.follows(at, frame) is not frames.Follows.NEXT:
             raise _no_tree(order, f"the spool does not continue {at.position}")
-        _replay_names(state, frame)
+        unsaved += _replay_names(state, frame)
         based = based or bool(frame.header.flags & frames.Flag.BASE_END)
         at = frames.Tip(frame.position, frame.hash)
         state.stamp = max(state.stamp, frame.header.last)
@@ -95,16 +115,17 @@ def _restart(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) ->
         file_id: identity for file_id, identity in state.identities.items() if file_id in state.tree.nodes
     }
     state.identities = known
-    return Start(Beginning.RESTART, tip, state.stamp, state, based, state.position)
+    return Start(Beginning.RESTART, tip, state.stamp, state, based, store, unsaved)
 
 
-def _replay_names(state: trees.TreeState, frame: frames.Frame) -> None:
+def _replay_names(state: trees.TreeState, frame: frames.Frame) -> list[deltas.Delta]:
     columns = frame.columns()
     if not columns.args:
-        return  # only content
-    for delta in columns:
-        if delta.op in _NAMES:
-            state.tree.apply(delta)
+        return []  # only content
+    names = [delta for delta in columns if delta.op in _NAMES]
+    for delta in names:
+        state.tree.apply(delta)
+    return names
 
 
 def _no_tree(order: Order, why: str) -> errors.Corrupt:
