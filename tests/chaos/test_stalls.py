@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -57,7 +58,8 @@ async def test_a_blind_probe_and_a_still_mirror_are_alarms(rig: CaptureRig) -> N
     assert status["replicas"]["west"]["position"] == "0.0" and status["alarms"] == []
     blind(rig)
     await asyncio.sleep(0.2)  # later than what was captured, by the clock of files
-    (rig.volume / "file").write_text("not seen")
+    # By another process: the probe remembers of each where its last files were.
+    subprocess.run(["sh", "-c", f"echo not seen > {rig.volume}/file"], check=True)  # noqa: ASYNC221
 
     async def told() -> bool:
         reasons = {alarm["reason"] for alarm in (await rig.status())["alarms"]}
