@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from diffkeeper import http, metrics
-from diffkeeper.domain import errors, leases, positions, receipts, volumes
+from diffkeeper.domain import errors, leases, positions, receipts, stop_signals, volumes
 from diffkeeper_capture.agent import Agent
 from diffkeeper_capture.agent_metrics import AgentMetrics
 from diffkeeper_capture.program import Command
@@ -29,6 +29,7 @@ class AttachBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     policy: Literal["block", "degrade"] = "block"
     tree_state: str | None = None
     probe: Literal["auto", "bpf", "watch"] = "auto"
+    replicas: list[str] = []
     lease_ttl_ms: int | None = None
 
 
@@ -39,6 +40,9 @@ class StartBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     uid: int | None = None
     gid: int | None = None
     bind: str | None = None
+    stop_signal: str = stop_signals.DEFAULT
+    io_uring: bool = False
+    hard_limit: bool = False
 
 
 class PrepareBody(StartBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -113,6 +117,7 @@ class AgentApi:
             volumes.UnmetPolicy(body.policy),
             None if body.tree_state is None else Path(body.tree_state),
             body.probe,
+            tuple(volumes.check_name("site", site) for site in body.replicas),
             body.lease_ttl_ms,
         )
         return http.json_response(await self._agent.attach(order))
@@ -132,7 +137,17 @@ class AgentApi:
         body = await http.read_body(request, StartBody)
         if not body.argv:
             raise errors.Refused("there is no command to start", reason="bad-request")
-        command = Command(body.argv, body.env, body.cwd, body.uid, body.gid, body.bind)
+        command = Command(
+            body.argv,
+            body.env,
+            body.cwd,
+            body.uid,
+            body.gid,
+            body.bind,
+            stop_signals.parse(body.stop_signal),
+            body.io_uring,
+            body.hard_limit,
+        )
         return http.json_response(await self._agent.start(request.match_info["volume"], command))
 
     async def _sync(self, request: web.Request) -> web.Response:

@@ -70,6 +70,9 @@ class Observer:
         # Processes seen to write here, and those among them that also write in ways that cannot be seen.
         self.writers: set[int] = set()
         self.unseen_writers: set[int] = set()
+        self.unseen_elsewhere: set[int] = set()
+        # Called with a process that was stopped until its synchronous write has a receipt.
+        self.on_held: Callable[[int], None] | None = None
         self._sink = sink
         self._overlaps = Overlaps()
         self._resolver = PathResolver(self.shadow, root, self.reader.status_of(ROOT_ID))
@@ -77,15 +80,15 @@ class Observer:
             self.shadow, self.reader, self._resolver, self.doubts, sink, self.writers.__contains__
         )
         self._gone: OrderedDict[int, int] = OrderedDict()
-        self._unseen_elsewhere: set[int] = set()
         # Takes the writes that need no thought; None where everything goes the long way.
         self._lane: write_lanes.Lane | None = None
         self._work: Iterator[int] | None = None
-        self._is_floored = False
+        # Frames are ``scan`` at best for the time being.
+        self.is_floored = False
         self._distrusts_content = False
         self._walks = 0
         self.shadow.on_forget.append(self._note_gone)
-        self._now_end_ns = 0
+        self.now_end_ns = 0
         self.shadow.bind(ROOT_ID, self.reader.inode)
         if sole_source:
             self._lower_floor()
@@ -110,6 +113,7 @@ class Observer:
             Kind.MAPPED: self._on_mapped,
             Kind.UNSEEN: self._on_unseen,
             Kind.SYNC: self._on_sync,
+            Kind.HELD: self._on_held,
         }
 
     # ---- the records
@@ -125,7 +129,7 @@ class Observer:
                 and record[5] in self.writers
                 and (not record[8] or self._generations.get(file_id) == record[8])
                 and file_id not in self._mapped_ids
-                and not self._is_floored
+                and not self.is_floored
                 and record[11] <= limits.DELTA_MAX_DATA_BYTES
             ):
                 self._add_write(file_id, record[10], payload, record[3] // 1000)
@@ -134,7 +138,7 @@ class Observer:
                 if self._lane is not None:
                     self._lane.learn(record[7], record[8], record[5], file_id)
                 return
-        self._now_end_ns = record.end_ns
+        self.now_end_ns = record.end_ns
         self._slow[record.kind](record, payload)
 
     def use_lane(self, lane: write_lanes.Lane) -> None:
@@ -246,13 +250,17 @@ class Observer:
         if record.volume != NO_VOLUME or tgid in self.writers:
             self._mark_unseen(tgid, call_name(record.extra))
         else:
-            self._unseen_elsewhere.add(tgid)
+            self.unseen_elsewhere.add(tgid)
 
     def _on_sync(self, record: Record, payload: memoryview) -> None:
         self._note_writer(record.tgid)
         file_id = self.shadow.by_inode.get(record.inode, 0)
         args = (call_name(record.extra), record.tgid)
         self._sink.add(Delta(Op.BARRIER, file_id, args=args, at_us=record.end_ns // 1000))
+
+    def _on_held(self, record: Record, payload: memoryview) -> None:
+        if self.on_held is not None:
+            self.on_held(record.tgid)
 
     # ---- who, and which file
 
@@ -266,7 +274,7 @@ class Observer:
     def _note_writer(self, tgid: int) -> None:
         if tgid not in self.writers:
             self.writers.add(tgid)
-            if tgid in self._unseen_elsewhere:
+            if tgid in self.unseen_elsewhere:
                 self._mark_unseen(tgid, "io_uring or AIO")
 
     def _mark_unseen(self, tgid: int, call: str) -> None:
@@ -310,9 +318,9 @@ class Observer:
     def _note_gone(self, file_id: int) -> None:
         inode = self.shadow.inode_of.get(file_id)
         if inode is not None:
-            self._remember_gone(inode, self._now_end_ns)
+            self.remember_gone(inode, self.now_end_ns)
 
-    def _remember_gone(self, inode: int, when_ns: int) -> None:
+    def remember_gone(self, inode: int, when_ns: int) -> None:
         self._gone[inode] = when_ns
         self._gone.move_to_end(inode)
         if len(self._gone) > GONE_REMEMBERED:
@@ -349,8 +357,8 @@ class Observer:
             self._lower_floor()
 
     def _lower_floor(self) -> None:
-        if not self._is_floored:
-            self._is_floored = True
+        if not self.is_floored:
+            self.is_floored = True
             self._think_again()
             self._sink.set_floor(frames.Fidelity.SCAN)
 
@@ -409,8 +417,8 @@ class Observer:
 
     def _raise_floor(self, drained_ns: int) -> None:
         """Frames may be exact again, once what the last comparison was ahead of has been drained."""
-        if self._is_floored and drained_ns > self.doubts.compared_ns and not self.contents.sole_source:
-            self._is_floored = False
+        if self.is_floored and drained_ns > self.doubts.compared_ns and not self.contents.sole_source:
+            self.is_floored = False
             self._sink.set_floor(frames.Fidelity.EXACT)
 
     def _must_wait(self) -> bool:
@@ -441,7 +449,7 @@ class Observer:
             if inode in self.shadow.by_inode:
                 continue
             if doubts.everything and not self.scanner.sightings.waiting:
-                self._remember_gone(inode, time.monotonic_ns())
+                self.remember_gone(inode, time.monotonic_ns())
             else:
                 self.doubts.unknown.add(inode)  # not where we looked: a later round looks everywhere
                 self.doubts.expected |= {inode} & doubts.expected
@@ -553,6 +561,35 @@ class Observer:
             if self.scanner.unreached and not self.contents.sole_source:
                 self.doubts.everything = self.doubts.everywhere_content = True
             self.scanner.unreached.clear()
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the shadow is not known to be what the records so far make of the volume."""
+        return (
+            self._work is not None
+            or bool(self.doubts)
+            or self.doubts.is_unsettled
+            or self.doubts.is_scanning
+            or bool(self.scanner.sightings.waiting)
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        return not (self.is_doubtful or self.is_floored)
+
+    def go_on_from(
+        self, made_ns: int, compared_ns: int, mapped: set[int], is_doubtful: bool, is_floored: bool
+    ) -> None:
+        """Of a predecessor: records whose calls ended before ``made_ns`` (CLOCK_MONOTONIC) were observed by it."""
+        self.doubts.compared_ns = compared_ns
+        for file_id in mapped:
+            self.mapped.known[file_id] = {}  # all of its data is logged at the next barrier
+        self._overlaps.forget_before(made_ns)
+        self._naming.forget_before(made_ns)
+        if is_floored or is_doubtful:
+            self._lower_floor()
+        if is_doubtful:
+            self.doubts.everything = self.doubts.everywhere_content = self.doubts.is_unsettled = True
 
     def _adopt(self, state: trees.TreeState) -> None:
         for file_id, identity in state.identities.items():

@@ -40,6 +40,7 @@ class Shadow:
         "on_forget",
         "on_unbind",
         "sink",
+        "touched",
         "tree",
         "unmapped",
         "unsaved",
@@ -61,6 +62,8 @@ class Shadow:
         # Ids whose mode and owner were guessed, because they were not there any more when they were looked
         # at.
         self.unverified: set[int] = set()
+        # Ids whose inode, or what is known of it, changed since somebody last emptied this.
+        self.touched: set[int] = set()
         # Digests of the values of extended attributes that were logged since this shadow was begun.
         self.xattrs: dict[int, dict[bytes, bytes]] = {}
         # What a tree kept elsewhere has not taken yet: deltas of names, and ids whose inode is another one.
@@ -93,6 +96,7 @@ class Shadow:
             self.unbind(before)
         self.by_inode[inode] = file_id
         self.inode_of[file_id] = inode
+        self.touched.add(file_id)
         self.unsaved_ids.add(file_id)
         self.unmapped.discard(file_id)
         if generation:
@@ -100,6 +104,7 @@ class Shadow:
         return before
 
     def unbind(self, file_id: int) -> None:
+        self.touched.add(file_id)
         inode = self.inode_of.pop(file_id, None)
         if inode is not None:
             del self.by_inode[inode]
@@ -129,6 +134,7 @@ class Shadow:
         what = target if kind is trees.Kind.SYMLINK else mode & 0o7777
         self._put(Delta(_OP_OF[kind], file_id, args=(parent, name, what, uid, gid), at_us=at_us))
         self.unmapped.add(file_id)
+        self.touched.add(file_id)
         return file_id
 
     def link(self, file_id: int, parent: int, name: bytes, at_us: int) -> None:

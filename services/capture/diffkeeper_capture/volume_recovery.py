@@ -1,10 +1,11 @@
 """From an order, the spool and the stream to the point at which capture goes on.
 
-Three ways to begin: a *first sight* (no log yet: read everything as its base), a *takeover* (a tree was
+Four ways to begin: a *first sight* (no log yet: read everything as its base), a *takeover* (a tree was
 handed over at the parent: nothing to read after a promotion, compare by fingerprint after a time unwatched),
-and a *restart* (our own epoch has frames: the agent died). After a restart the tree is the last one saved
-plus the names in the frames behind it, which are all in the spool; then everything is compared by
-fingerprint, and the log says by a gap that nobody watched.
+a *restart* (our own epoch has frames: the agent died), and a *resumption* (it died, and the ring went on without
+it). After both of these the tree is the last one saved plus the names in the frames behind it, which are all in the
+spool. A resumption goes on from the predecessor's last mark as if nothing had been; after a restart everything is
+compared by fingerprint, and the log says by a gap that nobody watched.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 
 from diffkeeper.domain import deltas, errors, frames, positions, trees
 from diffkeeper.tree_store import TreeStore
-from diffkeeper_capture import volume_state
+from diffkeeper_capture import resume_journal, volume_state
 from diffkeeper_capture.spool import Spool
 from diffkeeper_capture.volume_order import Order, VolumeFiles
 
@@ -26,6 +27,7 @@ class Beginning(enum.Enum):
     FIRST_SIGHT = "first sight"
     TRUST = "trust"  # the tree is what the directory is
     COMPARE = "compare"  # it may have changed unwatched, in order
+    RESUME = "resume"  # it was watched all the time, and what is not in the log is in the ring
     RESTART = "restart"  # it may have changed unwatched while it was ours to watch
 
 
@@ -43,12 +45,42 @@ class Start:
     store: TreeStore
     # What leads from there to ``state``.
     unsaved: list[deltas.Delta] = field(default_factory=list)
+    # Of a resumption: where in the ring, and what to know.
+    mark: resume_journal.Mark | None = None
+    memories: list[resume_journal.Memory] = field(default_factory=list)
 
 
-async def find_start(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) -> Start:
+@dataclass(frozen=True, slots=True)
+class Resumable:
+    """What a predecessor left of a volume; the ring is still there, and has watched the directory since."""
+
+    mark: resume_journal.Mark
+    memories: list[resume_journal.Memory]
+
+
+def take_back(order: Order, spool: Spool, resumable: Resumable | None) -> Resumable | None:
+    """Drop from the spool what no mark follows, which nobody has seen; None when the spool does not lead to the mark."""
+    if resumable is None or resumable.mark.tip.position.epoch != order.epoch:
+        return None
+    tip = resumable.mark.tip
+    kept = spool.find(tip.position)
+    if kept is None or kept.hash != tip.hash:
+        return None
+    spool.cut_after(tip.position)
+    return resumable
+
+
+async def find_start(
+    order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip, resumable: Resumable | None = None
+) -> Start:
     """``tip`` is where stream and spool end. Reads in a thread; raises Corrupt when no tree can be had."""
     if tip.position.epoch == order.epoch:
-        return await asyncio.to_thread(_restart, order, files, spool, tip)
+        start = await asyncio.to_thread(_restart, order, files, spool, tip)
+        # A stream that goes beyond the mark has what the ring would give once more.
+        if resumable is not None and resumable.mark.tip == tip and start.based:
+            start.beginning = Beginning.RESUME
+            start.mark, start.memories = resumable.mark, resumable.memories
+        return start
     start = await asyncio.to_thread(_begin, order, files)
     await asyncio.to_thread(files.write_reign, order, based=start.based)
     return start

@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from diffkeeper import __version__, http
-from diffkeeper.domain import errors
+from diffkeeper.domain import errors, stop_signals
 from diffkeeper_control import (
     admissions,
     door_orders,
@@ -57,6 +57,9 @@ class RunBody(AttachBody, kw_only=True):
     cwd: str | None = None
     uid: int | None = None
     gid: int | None = None
+    stop_signal: str = stop_signals.DEFAULT
+    io_uring: bool = False
+    hard_limit: bool = False
     front_door: DoorBody | None = None
 
 
@@ -171,7 +174,16 @@ class Api:
         body = await http.read_body(request, RunBody)
         if not body.argv:
             raise errors.Refused("argv is empty", reason="bad-request", hint="name a program after --")
-        command = Command(argv=body.argv, env=body.env, cwd=body.cwd, uid=body.uid, gid=body.gid)
+        command = Command(
+            argv=body.argv,
+            env=body.env,
+            cwd=body.cwd,
+            uid=body.uid,
+            gid=body.gid,
+            stop_signal=stop_signals.parse(body.stop_signal),
+            io_uring=body.io_uring,
+            hard_limit=body.hard_limit,
+        )
         door = (
             None if body.front_door is None else door_orders.Asked(**msgspec.structs.asdict(body.front_door))
         )

@@ -20,6 +20,7 @@ import msgspec
 
 from diffkeeper import atomic_files, nats_server, topology
 from diffkeeper.domain import errors, leases, volumes
+from diffkeeper_control import storage_notes
 
 HOST = "127.0.0.1"
 
@@ -158,6 +159,7 @@ class Deployment(msgspec.Struct):
     # Whether volumes get another leader by themselves, and after how long without a sign of their leader.
     auto_failover: bool = False
     lease_ttl_ms: int = leases.DEFAULT_TTL_MS
+    storage: storage_notes.Storage | None = None
     door: DoorNote | None = None
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import structlog
 
-from diffkeeper import atomic_files, nats_server, topology
+from diffkeeper import atomic_files, nats_server, pins, topology
 from diffkeeper import settings as daemon_settings
 from diffkeeper.domain import errors
 from diffkeeper_control import deployment, processes, settings
@@ -119,6 +119,7 @@ class Embedded:
         async with self._changing[site]:
             self._mark(site, stopped=True)
             await self._stop_children(site)
+            pins.remove(self.layout.capture(site))
             await self.clients[site].close()
 
     async def start_node(self, node: str) -> str:
@@ -178,6 +179,8 @@ class Embedded:
             killed += await processes.kill_all(left)
             for child in children:
                 child.forget_process()
+            # Of a machine that lost its power the kernel would have nothing either.
+            pins.remove(self.layout.capture(site))
             await self.clients[site].close()
         return sorted(set(killed))
 
@@ -187,6 +190,7 @@ class Embedded:
             await _all(self.children[site][role].stop() for site in self.sites)
         await _all(self.children[site][role].stop() for site in self.sites for role in self._brokers(site))
         for site in self.sites:
+            pins.remove(self.layout.capture(site))
             await self.clients[site].close()
 
     async def leave_all(self) -> None:

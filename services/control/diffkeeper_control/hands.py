@@ -235,7 +235,9 @@ class SiteHands:
             if not force:
                 raise
             ttl_ms = None
-        await self._embedded.clients[leader].agent.attach(volume.name, roles.attach_body(volume, ttl_ms))
+        await self._embedded.clients[leader].agent.attach(
+            volume.name, roles.attach_body(volume, self._embedded.sites, ttl_ms)
+        )
 
     async def _catch_up(self, machine: Failover) -> failover.Event:
         plan = machine.plan

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from diffkeeper.domain import errors, positions, receipts
-from diffkeeper_control import admissions, door_keeper, door_orders, programs, registry, streams
+from diffkeeper_control import admissions, door_keeper, door_orders, programs, registry, resting, streams
 from diffkeeper_control.door_keeper import DoorKeeper
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.hands import SiteHands
@@ -282,7 +282,10 @@ class Lifecycle:
 
     async def sync(self, name: str, level: str, timeout_s: float) -> dict[str, Any]:
         volume = self._registry.get(name)
-        receipts.parse_level(level)
+        wanted = receipts.parse_level(level)
+        if volume.state is State.RELEASED and volume.resume is not None:
+            running = [site for site in self._embedded.sites if not self._embedded.is_stopped(site)]
+            return await resting.receipt(self._monitor, running, volume, wanted, timeout_s)
         self._check_site_runs(volume.leader)
         return await self._embedded.clients[volume.leader].agent.sync(name, level, timeout_s)
 

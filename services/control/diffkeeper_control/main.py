@@ -17,11 +17,12 @@ from pathlib import Path
 from diffkeeper import http, nats_server
 from diffkeeper.domain import errors, leases
 from diffkeeper.service import Scope, run_service
-from diffkeeper_control import deployment, settings, sites
+from diffkeeper_control import deployment, settings, sites, storage_api, storage_notes
 from diffkeeper_control.api import Api
 from diffkeeper_control.deployment import HOST, Control, Deployment, DirLock, Layout
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.service import ControlService
+from diffkeeper_control.storage_nodes import StorageNodes
 
 DEFAULT_SITES = ["east", "west"]
 
@@ -34,6 +35,8 @@ class Wanted:
     nodes: int | None
     auto_failover: bool | None
     lease_ttl_ms: int | None
+    storage_nodes: int | None
+    parity: str | None
 
 
 def main() -> None:
@@ -44,6 +47,8 @@ def main() -> None:
         options.nodes,
         options.auto_failover,
         options.lease_ttl_ms,
+        options.storage_nodes,
+        options.parity,
     )
 
     async def serve(scope: Scope) -> None:
@@ -73,6 +78,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--lease-ttl-ms", type=int, metavar="MS", help=f"how long that silence lasts; {leases.DEFAULT_TTL_MS}"
     )
+    parser.add_argument("--storage-nodes", type=int, metavar="N", help="none; more than before adds some")
+    parser.add_argument("--parity", metavar="K+M", help="data and parity shards, such as 2+8")
     return parser.parse_args()
 
 
@@ -81,14 +88,18 @@ async def _serve(scope: Scope, layout: Layout, wanted: Wanted) -> None:
     async with sites.open_session() as session:
         embedded = Embedded(layout, note, session)
         service = ControlService(embedded, scope.spawn)
+        storage = StorageNodes(layout, note, embedded.secret, embedded.token, session)
         api = Api(service).app(embedded.token)
+        storage_api.add_routes(api, storage)
         async with http.serve(api, HOST, _usable_port(note)) as port:
             _note_control(layout, note, port)
             fresh = not any(site.processes for site in note.sites.values())
             try:
+                await storage.start()
                 await service.start()
             except BaseException:
                 if fresh:
+                    await storage.stop()
                     await embedded.stop_all()
                 raise
             reconciling = scope.spawn("reconcile", service.reconciler.run())
@@ -102,7 +113,9 @@ async def _serve(scope: Scope, layout: Layout, wanted: Wanted) -> None:
             # What is being stopped must be neither corrected nor taken for dead.
             for task in (reconciling, *others):
                 task.cancel()
+            await storage.stop_repair()
             await service.stop()
+            await storage.stop()
             await service.office.close()
             note.control = None
             deployment.save(layout, note)
@@ -110,15 +123,20 @@ async def _serve(scope: Scope, layout: Layout, wanted: Wanted) -> None:
 
 def _open(layout: Layout, wanted: Wanted) -> Deployment:
     note = deployment.load(layout)
+    sites_wanted = wanted.sites or (list(note.sites) if note is not None else DEFAULT_SITES)
+    storage = storage_notes.wish(
+        note.storage if note is not None else None, sites_wanted, wanted.storage_nodes, wanted.parity
+    )
     if note is None:
-        sites = wanted.sites or DEFAULT_SITES
-        deployment.check_failover(wanted.auto_failover, wanted.lease_ttl_ms, len(sites))
-        note = deployment.create(layout, sites, time.time_ns() // 1000, wanted.nodes or 1)
-    deployment.check_same_sites(note, wanted.sites, wanted.nodes)
-    deployment.check_failover(wanted.auto_failover, wanted.lease_ttl_ms, deployment.voters(note))
+        deployment.check_failover(wanted.auto_failover, wanted.lease_ttl_ms, len(sites_wanted))
+        note = deployment.create(layout, sites_wanted, time.time_ns() // 1000, wanted.nodes or 1)
+    else:
+        deployment.check_same_sites(note, wanted.sites, wanted.nodes)
+        deployment.check_failover(wanted.auto_failover, wanted.lease_ttl_ms, deployment.voters(note))
     if wanted.auto_failover is not None:
         note.auto_failover = wanted.auto_failover
     note.lease_ttl_ms = wanted.lease_ttl_ms or note.lease_ttl_ms
+    note.storage = storage
     deployment.save(layout, note)
     return note
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from diffkeeper import atomic_files
-from diffkeeper.domain import errors, frames, positions, receipts, volumes
+from diffkeeper.domain import errors, frames, positions, receipts, stop_signals, volumes
 
 
 class State(enum.Enum):
@@ -63,6 +63,12 @@ class Command(Struct, frozen=True):
     cwd: str | None = None
     uid: int | None = None
     gid: int | None = None
+    # How it is asked to end by a planned handover; a name without SIG.
+    stop_signal: str = stop_signals.DEFAULT
+    # Whether it may use io_uring, whose syncs nobody can hold.
+    io_uring: bool = False
+    # Whether it is stopped while it writes faster than can be captured.
+    hard_limit: bool = False
 
 
 class Door(Struct, frozen=True):

@@ -33,6 +33,7 @@ def of_replicator(layout: Layout, note: Deployment, site: str) -> dict[str, Any]
         "servers": broker_urls(note, site),
         "broker_secret_file": str(layout.secret),
         "sites": list(note.sites),
+        "repair": address(note.storage.repair_port) if note.storage is not None else None,
         "peers": [address(note.sites[other].replicator_port) for other in note.sites if other != site],
     }
 

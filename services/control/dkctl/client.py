@@ -162,13 +162,25 @@ class Control:
         return self._call("POST", f"/v1/sites/{quote(site, safe='')}/start", {}, 60)
 
     def stop_node(self, node: str, *, kill: bool) -> dict[str, Any]:
-        return self._call("POST", f"/v1/nodes/{quote(node, safe='')}/stop", {"kill": kill}, 60)
+        return self.call("POST", f"/v1/nodes/{quote(node, safe='')}/stop", {"kill": kill}, 60)
 
     def start_node(self, node: str) -> dict[str, Any]:
-        return self._call("POST", f"/v1/nodes/{quote(node, safe='')}/start", {}, 60)
+        return self.call("POST", f"/v1/nodes/{quote(node, safe='')}/start", {}, 60)
+
+    def storage(self) -> dict[str, Any]:
+        return self.call("GET", "/v1/storage")
+
+    def storage_node(self, node: str, action: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self.call("POST", f"/v1/storage/nodes/{quote(node, safe='')}/{action}", body, 60)
 
     def shutdown(self, timeout_s: float) -> dict[str, Any]:
         return self._call("POST", "/v1/shutdown", {"timeout_s": timeout_s})
+
+    def call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> dict[str, Any]:
+        """Any call, for clients of services that speak as control does."""
+        return self._call(method, path, body, timeout_s)
 
     def _call(
         self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = ANSWER_TIMEOUT_S

@@ -28,6 +28,7 @@ def of_volume(volume: dict[str, Any]) -> list[str]:
     automatic = volume.get("automatic") or {}
     if automatic.get("state") == "not-now" and volume["state"] in _LIVELY_STATES and volume.get("ready"):
         found.append(f"{name} cannot fail over by itself now: {automatic.get('detail')}")
+    found += [f"{name} is stalled: {alarm['message']}" for alarm in volume.get("alarms") or []]
     gaps = volume.get("gaps") or {}
     if gaps.get("open"):
         found.append(f"{name} has an open gap in its capture")

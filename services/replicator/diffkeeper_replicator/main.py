@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from diffkeeper import heap, http, metrics, service, settings
-from diffkeeper.log import nats_event_log
-from diffkeeper_replicator import clones, gauges, orphan_api, replicator_api
+from diffkeeper.log import event_log, nats_event_log
+from diffkeeper_replicator import clones, gauges, healing_log, orphan_api, replicator_api
 from diffkeeper_replicator.history_main import HistorySettings
 from diffkeeper_replicator.history_process import HistoryProcess
 from diffkeeper_replicator.replicator import Replicator
@@ -37,13 +37,15 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     _raise_descriptor_limit()
     token = settings.read_token(Path(wanted.token_file))
-    log = await nats_event_log.NatsEventLog.connect(
+    log: event_log.EventLog = await nats_event_log.NatsEventLog.connect(
         wanted.site,
         wanted.servers,
         password=settings.read_token(Path(wanted.broker_secret_file)),
         name=f"diffkeeper-replicator-{wanted.site}",
         sites=wanted.sites,
     )
+    if wanted.repair is not None:
+        log = healing_log.HealingEventLog(log, wanted.repair, token)
     replicator = Replicator(
         log,
         Path(wanted.dir),

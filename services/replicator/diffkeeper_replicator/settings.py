@@ -28,3 +28,5 @@ class ReplicatorSettings(settings.Settings, frozen=True, kw_only=True):
     undo_frames: int = 100_000
     # One more fsync before each run is applied: undo outlives a power cut too.
     undo_durable: bool = False
+    # Where the repair service listens; asked for a frame that the streams do not give.
+    repair: str | None = None

@@ -46,7 +46,7 @@ class NatsLeaseStore:
             nats_connection.NatsConnection([server], nats_config.USER, password, name) for server in servers
         ]
         for connection in made:
-            connection.begin()
+            connection.start()
         return cls(made, attempt_s)
 
     async def prepare(self, volume: str) -> None:

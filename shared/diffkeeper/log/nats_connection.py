@@ -97,7 +97,7 @@ class NatsConnection:
         """Connect for the first time; raises Unreachable, or Unauthorised when the server
         refuses the credentials.
         """
-        self.begin()
+        self.start()
         try:
             await self.session(timeout_s)
         except errors.Unreachable as error:
@@ -111,8 +111,8 @@ class NatsConnection:
                 ) from error
             raise
 
-    def begin(self) -> None:
-        """Connect behind the call, for callers that can do without for a while."""
+    def start(self) -> None:
+        """Begin to connect, without waiting for it: for servers that may be away for long."""
         self._supervisor = asyncio.create_task(self._supervise(), name="nats-supervisor")
 
     @property

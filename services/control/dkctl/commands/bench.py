@@ -160,6 +160,21 @@ def history(seconds: float, postgres: bool, work: Path | None, form: str) -> exi
     return output.show(figures.answer(report), form)
 
 
+@bench.command()
+@click.option("--geometry", "geometries", metavar="K+M", multiple=True, help="Such as 2+8; may be repeated.")
+@click.option("--segments", type=click.IntRange(min=1), default=8, show_default=True, help="Of 8 MiB each.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="The best one counts."
+)
+@options.form
+def erasure(geometries: tuple[str, ...], segments: int, rounds: int, form: str) -> exits.Exit:
+    """Coding segments into shards and back, hashing included, beside pyeclib alone."""
+    from dkctl.bench import erasure as measurement
+    from dkctl.bench import figures
+
+    return output.show(figures.answer(measurement.measure(geometries, segments, rounds, output.say)), form)
+
+
 @contextlib.contextmanager
 def _folder(work: Path | None) -> Iterator[Path]:
     """A folder that an unprivileged server can reach too; removed at the end."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from diffkeeper import pins
 from diffkeeper.domain import errors
 from dkctl import client, daemon, deployments, exits, options, output
 
@@ -67,6 +68,7 @@ def _everything(directory: Path, timeout_s: float, form: str) -> exits.Exit:
         process for process in deployment.processes() if daemon.is_running(process.pid, process.start_ticks)
     ]
     if not noted:
+        _remove_pins(directory)
         verdict = f"Nothing of the deployment in {directory} was running."
         return output.show(output.Answer(verdict, {"directory": str(directory), "stopped": []}), form)
     try:
@@ -78,10 +80,17 @@ def _everything(directory: Path, timeout_s: float, form: str) -> exits.Exit:
         output.say("control is gone; taking over what it left behind ...")
         _take_over_and_stop(directory, timeout_s)
     _wait_for_end(directory, noted, timeout_s)
+    _remove_pins(directory)
     names = [process.name for process in noted]
     data = {"directory": str(directory), "stopped": [{"name": one.name, "pid": one.pid} for one in noted]}
     verdict = f"The deployment in {directory} is down: {len(names)} processes stopped, the data kept."
     return output.show(output.Answer(verdict, data, names=names), form)
+
+
+def _remove_pins(directory: Path) -> None:
+    """What agents that were killed left in the kernel; those that stopped in order left nothing."""
+    for capture in sorted(directory.glob("sites/*/capture")):
+        pins.remove(capture)
 
 
 def _wait_for_end(directory: Path, noted: list[deployments.Process], timeout_s: float) -> None:
@@ -99,7 +108,7 @@ def _wait_for_end(directory: Path, noted: list[deployments.Process], timeout_s: 
 
 def _take_over_and_stop(directory: Path, timeout_s: float) -> None:
     log_start = daemon.log_size(directory)
-    control = daemon.start(directory)
+    control = daemon.start(directory, None)
     deadline = time.monotonic() + timeout_s
     while daemon.status_of(directory, control.pid) is None:
         if control.poll() is not None:

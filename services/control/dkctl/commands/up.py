@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from diffkeeper.domain import errors
-from dkctl import client, daemon, exits, options, output
+from dkctl import client, daemon, deployments, exits, options, output
 from dkctl.output import Column
 
 PROCESS_COLUMNS = [
@@ -44,6 +44,13 @@ PROCESS_COLUMNS = [
     metavar="MS",
     help="How long a leader is silent before another site takes over; 500 for a new deployment.",
 )
+@click.option(
+    "--storage-nodes",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Keep the log also as erasure-coded segments on so many nodes; more than before adds some.",
+)
+@click.option("--parity", metavar="K+M", help="Data and parity shards of a segment, such as 2+8; else by N.")
 @click.option("--detach", "-d", is_flag=True, help="Return once everything runs, and leave it running.")
 @options.timeout(60.0)
 @options.directory
@@ -55,6 +62,8 @@ def up(
     nodes: str | None,
     auto_failover: bool | None,
     lease_ttl_ms: int | None,
+    storage_nodes: int | None,
+    parity: str | None,
     detach: bool,
     timeout_s: float,
     directory: Path,
@@ -65,7 +74,7 @@ def up(
     Each site gets its own nats-servers, capture agent and replicator; from three sites on, a link server too, which
     joins the sites and keeps the leases. Without --detach, Ctrl-C stops all of it in order.
     """
-    whole = [sites, nodes, auto_failover, lease_ttl_ms]
+    whole = [sites, nodes, auto_failover, lease_ttl_ms, storage_nodes, parity]
     if (site is not None) + (node is not None) + any(one is not None for one in whole) > 1:
         raise click.UsageError(
             "--site and --node exclude each other, and what is said of a whole deployment."
@@ -77,9 +86,11 @@ def up(
     directory = directory.absolute()
     running = daemon.status_of(directory)
     if running is not None:
+        _check_same_storage(directory, storage_nodes, parity)
         return _runs_already(running, sites, directory, form, detach=detach)
     log_start = daemon.log_size(directory)
-    process = daemon.start(directory, daemon.arguments(sites, nodes, auto_failover, lease_ttl_ms))
+    told = daemon.arguments(nodes, auto_failover, lease_ttl_ms)
+    process = daemon.start(directory, sites, [*told, *storage_options(storage_nodes, parity)])
     # To be asked to end is the same as Ctrl-C: what was started is stopped in order.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -159,6 +170,24 @@ def _runs_already(
         )
     verdict = f"The deployment in {directory} runs already: {', '.join(has)}."
     return output.show(what_runs(status, directory, verdict), form)
+
+
+def storage_options(storage_nodes: int | None, parity: str | None) -> list[str]:
+    return [
+        *(["--storage-nodes", str(storage_nodes)] if storage_nodes is not None else []),
+        *(["--parity", parity] if parity is not None else []),
+    ]
+
+
+def _check_same_storage(directory: Path, storage_nodes: int | None, parity: str | None) -> None:
+    storage = deployments.need(directory).note.get("storage") or {"nodes": {}, "geometry": None}
+    more = storage_nodes is not None and storage_nodes != len(storage["nodes"])
+    if more or (parity is not None and parity != storage["geometry"]):
+        raise errors.Refused(
+            f"the deployment in {directory} runs with {len(storage['nodes'])} storage nodes; nothing was changed",
+            reason="storage-differs",
+            hint=f"dkctl down --dir {directory}, then dkctl up with the new figures; the data stay",
+        )
 
 
 def _stay(process: subprocess.Popen[bytes]) -> int:
