@@ -140,6 +140,10 @@ class Naming:
         if self._doubts.explain(record.end_ns):
             self._doubts.everything = True
 
+    def forget_before(self, end_ns: int) -> None:
+        """There may have been a truncation by path up to then."""
+        self._truncated_ns = end_ns
+
     # ---- names by path
 
     def _removed(self, record: Record, path: bytes, _: bytes) -> None:

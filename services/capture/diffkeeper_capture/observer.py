@@ -24,7 +24,7 @@ from pathlib import Path
 from diffkeeper.domain import deltas, frames, limits, positions, trees
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op
 from diffkeeper_capture import rereader, write_lanes
-from diffkeeper_capture.contents import RACY_NS, Contents, Known, fingerprint
+from diffkeeper_capture.contents import RACY_NS, Contents, Fingerprint, Known, fingerprint
 from diffkeeper_capture.doubts import Doubts
 from diffkeeper_capture.framer import FrameSink
 from diffkeeper_capture.mapped_files import MappedFiles
@@ -70,6 +70,9 @@ class Observer:
         # Processes seen to write here, and those among them that also write in ways that cannot be seen.
         self.writers: set[int] = set()
         self.unseen_writers: set[int] = set()
+        self.unseen_elsewhere: set[int] = set()
+        # Called with a process that was stopped until its synchronous write has a receipt.
+        self.on_held: Callable[[int], None] | None = None
         self._sink = sink
         self._overlaps = Overlaps()
         self._resolver = PathResolver(self.shadow, root, self.reader.status_of(ROOT_ID))
@@ -77,23 +80,26 @@ class Observer:
             self.shadow, self.reader, self._resolver, self.doubts, sink, self.writers.__contains__
         )
         self._gone: OrderedDict[int, int] = OrderedDict()
-        self._unseen_elsewhere: set[int] = set()
         # Takes the writes that need no thought; None where everything goes the long way.
         self._lane: write_lanes.Lane | None = None
         self._work: Iterator[int] | None = None
-        self._is_floored = False
+        # Frames are ``scan`` at best for the time being.
+        self.is_floored = False
         self._distrusts_content = False
         self._walks = 0
         self.shadow.on_forget.append(self._note_gone)
-        self._now_end_ns = 0
+        self.now_end_ns = 0
         self.shadow.bind(ROOT_ID, self.reader.inode)
         if sole_source:
             self._lower_floor()
         if state is not None:
             self._adopt(state)
+            # Whoever keeps the tree has these.
+            self.shadow.unsaved_ids = {ROOT_ID}
         # The hot path's own names for things.
         self._by_inode = self.shadow.by_inode
         self._add_write = sink.add_write
+        self._touched = self.contents.touched
         self._generations = self.shadow.generation_of
         self._mapped_ids = self.mapped.known
         self._slow: dict[int, Callable[[Record, memoryview], None]] = {
@@ -107,6 +113,7 @@ class Observer:
             Kind.MAPPED: self._on_mapped,
             Kind.UNSEEN: self._on_unseen,
             Kind.SYNC: self._on_sync,
+            Kind.HELD: self._on_held,
         }
 
     # ---- the records
@@ -122,15 +129,16 @@ class Observer:
                 and record[5] in self.writers
                 and (not record[8] or self._generations.get(file_id) == record[8])
                 and file_id not in self._mapped_ids
-                and not self._is_floored
+                and not self.is_floored
                 and record[11] <= limits.DELTA_MAX_DATA_BYTES
             ):
                 self._add_write(file_id, record[10], payload, record[3] // 1000)
+                self._touched.add(file_id)
                 self._overlaps.note(record)
                 if self._lane is not None:
                     self._lane.learn(record[7], record[8], record[5], file_id)
                 return
-        self._now_end_ns = record.end_ns
+        self.now_end_ns = record.end_ns
         self._slow[record.kind](record, payload)
 
     def use_lane(self, lane: write_lanes.Lane) -> None:
@@ -242,13 +250,17 @@ class Observer:
         if record.volume != NO_VOLUME or tgid in self.writers:
             self._mark_unseen(tgid, call_name(record.extra))
         else:
-            self._unseen_elsewhere.add(tgid)
+            self.unseen_elsewhere.add(tgid)
 
     def _on_sync(self, record: Record, payload: memoryview) -> None:
         self._note_writer(record.tgid)
         file_id = self.shadow.by_inode.get(record.inode, 0)
         args = (call_name(record.extra), record.tgid)
         self._sink.add(Delta(Op.BARRIER, file_id, args=args, at_us=record.end_ns // 1000))
+
+    def _on_held(self, record: Record, payload: memoryview) -> None:
+        if self.on_held is not None:
+            self.on_held(record.tgid)
 
     # ---- who, and which file
 
@@ -262,7 +274,7 @@ class Observer:
     def _note_writer(self, tgid: int) -> None:
         if tgid not in self.writers:
             self.writers.add(tgid)
-            if tgid in self._unseen_elsewhere:
+            if tgid in self.unseen_elsewhere:
                 self._mark_unseen(tgid, "io_uring or AIO")
 
     def _mark_unseen(self, tgid: int, call: str) -> None:
@@ -306,9 +318,9 @@ class Observer:
     def _note_gone(self, file_id: int) -> None:
         inode = self.shadow.inode_of.get(file_id)
         if inode is not None:
-            self._remember_gone(inode, self._now_end_ns)
+            self.remember_gone(inode, self.now_end_ns)
 
-    def _remember_gone(self, inode: int, when_ns: int) -> None:
+    def remember_gone(self, inode: int, when_ns: int) -> None:
         self._gone[inode] = when_ns
         self._gone.move_to_end(inode)
         if len(self._gone) > GONE_REMEMBERED:
@@ -345,8 +357,8 @@ class Observer:
             self._lower_floor()
 
     def _lower_floor(self) -> None:
-        if not self._is_floored:
-            self._is_floored = True
+        if not self.is_floored:
+            self.is_floored = True
             self._think_again()
             self._sink.set_floor(frames.Fidelity.SCAN)
 
@@ -405,8 +417,8 @@ class Observer:
 
     def _raise_floor(self, drained_ns: int) -> None:
         """Frames may be exact again, once what the last comparison was ahead of has been drained."""
-        if self._is_floored and drained_ns > self.doubts.compared_ns and not self.contents.sole_source:
-            self._is_floored = False
+        if self.is_floored and drained_ns > self.doubts.compared_ns and not self.contents.sole_source:
+            self.is_floored = False
             self._sink.set_floor(frames.Fidelity.EXACT)
 
     def _must_wait(self) -> bool:
@@ -437,7 +449,7 @@ class Observer:
             if inode in self.shadow.by_inode:
                 continue
             if doubts.everything and not self.scanner.sightings.waiting:
-                self._remember_gone(inode, time.monotonic_ns())
+                self.remember_gone(inode, time.monotonic_ns())
             else:
                 self.doubts.unknown.add(inode)  # not where we looked: a later round looks everywhere
                 self.doubts.expected |= {inode} & doubts.expected
@@ -550,6 +562,35 @@ class Observer:
                 self.doubts.everything = self.doubts.everywhere_content = True
             self.scanner.unreached.clear()
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the shadow is not known to be what the records so far make of the volume."""
+        return (
+            self._work is not None
+            or bool(self.doubts)
+            or self.doubts.is_unsettled
+            or self.doubts.is_scanning
+            or bool(self.scanner.sightings.waiting)
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        return not (self.is_doubtful or self.is_floored)
+
+    def go_on_from(
+        self, made_ns: int, compared_ns: int, mapped: set[int], is_doubtful: bool, is_floored: bool
+    ) -> None:
+        """Of a predecessor: records whose calls ended before ``made_ns`` (CLOCK_MONOTONIC) were observed by it."""
+        self.doubts.compared_ns = compared_ns
+        for file_id in mapped:
+            self.mapped.known[file_id] = {}  # all of its data is logged at the next barrier
+        self._overlaps.forget_before(made_ns)
+        self._naming.forget_before(made_ns)
+        if is_floored or is_doubtful:
+            self._lower_floor()
+        if is_doubtful:
+            self.doubts.everything = self.doubts.everywhere_content = self.doubts.is_unsettled = True
+
     def _adopt(self, state: trees.TreeState) -> None:
         for file_id, identity in state.identities.items():
             if file_id in self.shadow.tree.nodes and file_id != ROOT_ID:
@@ -564,25 +605,47 @@ class Observer:
         """The volume at the end of the log, for whoever goes on. Fingerprints only of files nobody may still
         be writing.
         """
-        prints: dict[int, tuple[int, int, int]] = {}
-        now_ns = time.time_ns()
-        for file_id, node in self.shadow.tree.nodes.items():
-            if node.kind is trees.Kind.FILE and file_id not in self.doubts.contents:
-                try:
-                    status = self.reader.status_of(file_id)
-                except rereader.Elsewhere:
-                    continue
-                known = self.contents.known.get(file_id)
-                is_current = not self.contents.sole_source or (
-                    known is not None and known.fingerprint == fingerprint(status)
-                )
-                if stat.S_ISREG(status.st_mode) and is_current and now_ns - status.st_ctime_ns >= RACY_NS:
-                    prints[file_id] = fingerprint(status)
+        nodes, now_ns = self.shadow.tree.nodes, time.time_ns()
+        found = {
+            file_id: self._print_of(file_id, now_ns)
+            for file_id, node in nodes.items()
+            if node.kind is trees.Kind.FILE
+        }
+        prints = {file_id: print_ for file_id, print_ in found.items() if print_ is not None}
         identities = {
             file_id: trees.Identity(self.reader.device, inode, self.shadow.generation_of.get(file_id, 0))
             for file_id, inode in self.shadow.inode_of.items()
         }
         return trees.TreeState(volume, position, frame_hash, stamp, self.shadow.tree, identities, prints)
+
+    def take_prints(self) -> dict[int, Fingerprint | None]:
+        """Fingerprints of files that changed since the last time; None for one that may still be changing, which is
+        asked for again the next time.
+        """
+        now_ns = time.time_ns()
+        living = [file_id for file_id in self.contents.touched if self.shadow.is_file(file_id)]
+        found = {file_id: self._print_of(file_id, now_ns) for file_id in living}
+        self.contents.touched.clear()
+        self.contents.touched.update(file_id for file_id, print_ in found.items() if print_ is None)
+        # A write that takes the short way says nothing of its file; the next one takes the long way.
+        self._think_again()
+        return found
+
+    def _print_of(self, file_id: int, now_ns: int) -> Fingerprint | None:
+        """What the file is on disk, when nobody may still be writing it and the log has all of it."""
+        if file_id in self.doubts.contents:
+            return None
+        try:
+            status = self.reader.status_of(file_id)
+        except rereader.Elsewhere:
+            return None
+        known = self.contents.known.get(file_id)
+        is_current = not self.contents.sole_source or (
+            known is not None and known.fingerprint == fingerprint(status)
+        )
+        if not stat.S_ISREG(status.st_mode) or not is_current or now_ns - status.st_ctime_ns < RACY_NS:
+            return None
+        return fingerprint(status)
 
     def close(self) -> None:
         self.reader.close()

@@ -47,6 +47,8 @@ class Kind(enum.IntEnum):
     UNSEEN = 9
     # fsync, fdatasync or sync_file_range returned 0; extra: system call number.
     SYNC = 10
+    # A process behind a gate was stopped after a write that is durable by flag; tgid: which one.
+    HELD = 13
 
 
 class Flag(enum.IntFlag):

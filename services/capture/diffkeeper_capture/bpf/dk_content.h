@@ -78,6 +78,7 @@ static int on_write(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 
 	certain = place(file, inode, before, w.flags & FLAG_APPEND, by_position, ARG3(regs), ret, &from, &to);
 	if (unlikely(!certain)) {
 		emit_reread(w.volume, inode, w.begun, w.flags | FLAG_OVERLAPPED, from, to, nr);
+		hold_if_gated(task, w.volume, w.flags);
 		return 0;
 	}
 	w.offset = from;
@@ -98,6 +99,7 @@ static int on_write(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 
 		w.segments = ARG2(regs);
 	}
 	emit_write(task, &w);
+	hold_if_gated(task, w.volume, w.flags);
 	return 0;
 }
 
@@ -149,6 +151,8 @@ static int on_range(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 
 		}
 	}
 	emit_reread(volume, inode, begun, write_flags(file, 0), from, to, nr);
+	if (nr != NR_ioctl)
+		hold_if_gated(task, volume, write_flags(file, 0));
 	return 0;
 }
 

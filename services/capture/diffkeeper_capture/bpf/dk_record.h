@@ -32,7 +32,7 @@ _Static_assert(HEAD_BYTES == 104, "HEAD in records.py has 104 bytes");
 
 enum dk_kind {
 	KIND_WRITE = 1, KIND_REREAD, KIND_OPEN, KIND_SIZE, KIND_PATH, KIND_ATTR, KIND_XATTR, KIND_MAPPED,
-	KIND_UNSEEN, KIND_SYNC,
+	KIND_UNSEEN, KIND_SYNC, KIND_HELD = 13,
 };
 
 enum dk_flag {
