@@ -19,11 +19,11 @@ from typing import Any
 import structlog
 
 from diffkeeper import __version__, pins
-from diffkeeper.domain import errors, volumes
+from diffkeeper.domain import errors, positions, volumes
 from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.log.event_log import EventLog
-from diffkeeper_capture import program as programs
 from diffkeeper_capture import (
+    left_behind,
     receipts_socket,
     resume_journal,
     sync_calls,
@@ -31,6 +31,7 @@ from diffkeeper_capture import (
     volume_recovery,
     volume_status,
 )
+from diffkeeper_capture import program as programs
 from diffkeeper_capture.bpf_probe import BpfProbe
 from diffkeeper_capture.drain_loop import DrainLoop
 from diffkeeper_capture.gate_socket import Admitted, GateSocket, Program
@@ -381,6 +382,26 @@ class Agent:
             answer = await volume_end.release(self._capturing(name, or_ended=True))
             await self._quiet(name)
             return answer
+
+    async def surrender(self, name: str, epoch: int, parent: positions.Position) -> dict[str, Any]:
+        """Give up a volume that is led elsewhere since ``parent``: its program ends, and what was captured beyond is
+        copied out (see ``left_behind``). Asked again it gives the same answer.
+        """
+        volumes.check_name("volume", name)
+        async with self._orders:
+            held = self._held.get(name)
+            if held is not None and held.capture.order.epoch > epoch:
+                raise errors.Refused(
+                    f"volume {name} is captured here under epoch {held.capture.order.epoch}, after {epoch}",
+                    reason="epoch-newer",
+                )
+            if held is not None:
+                await volume_end.stop_program(held.capture, self._gate_socket, FENCED_GRACE_S)
+                await self._drop(name)
+            files = VolumeFiles(self._directory / "volumes" / name)
+            return await asyncio.to_thread(
+                left_behind.export, files, epoch, parent, self._settings.spool_bytes
+            )
 
     # -- status ----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from diffkeeper import http, metrics
-from diffkeeper.domain import errors, receipts, stop_signals, volumes
+from diffkeeper.domain import errors, positions, receipts, stop_signals, volumes
 from diffkeeper_capture.agent import Agent
 from diffkeeper_capture.agent_metrics import AgentMetrics
 from diffkeeper_capture.program import Command
@@ -62,6 +62,11 @@ class HandoverBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     timeout_s: float = 30.0
 
 
+class SurrenderBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    epoch: int
+    parent: str
+
+
 class NoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
@@ -84,6 +89,7 @@ class AgentApi:
                 web.post(f"{volume}/sync", self._sync),
                 web.post(f"{volume}/handover", self._handover),
                 web.post(f"{volume}/release", self._release),
+                web.post(f"{volume}/surrender", self._surrender),
                 measured.route(),
             ]
         )
@@ -158,3 +164,10 @@ class AgentApi:
     async def _release(self, request: web.Request) -> web.Response:
         await http.read_body(request, NoBody)
         return http.json_response(await self._agent.release(request.match_info["volume"]))
+
+    async def _surrender(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, SurrenderBody)
+        parent = positions.parse(body.parent)
+        return http.json_response(
+            await self._agent.surrender(request.match_info["volume"], body.epoch, parent)
+        )

@@ -82,6 +82,13 @@ class FailoverBody(Body, kw_only=True):
     timeout_s: float = 60.0
 
 
+class MergeBody(Body, kw_only=True):
+    # None: all of the branch.
+    paths: list[str] = []
+    # A new or empty directory; null: the main line.
+    to: str | None = None
+
+
 class DrillBody(Body, kw_only=True):
     to: str
     check: str | None = None
@@ -131,6 +138,10 @@ class Api:
                 web.post("/v1/volumes/{volume}/start-program", self.start_program),
                 web.post("/v1/volumes/{volume}/failover", self.failover),
                 web.get("/v1/volumes/{volume}/log", self.log),
+                web.get("/v1/volumes/{volume}/branches", self.branches),
+                web.get("/v1/volumes/{volume}/branches/{branch}", self.branch),
+                web.post("/v1/volumes/{volume}/branches/{branch}/merge", self.merge_branch),
+                web.post("/v1/volumes/{volume}/branches/{branch}/drop", self.drop_branch),
                 web.route("*", "/v1/volumes/{volume}/history", self._service.history_reader.pass_on),
                 web.route(
                     "*", "/v1/volumes/{volume}/history/{tail:.*}", self._service.history_reader.pass_on
@@ -243,6 +254,26 @@ class Api:
         )
         return http.json_response(rows)
 
+    async def branches(self, request: web.Request) -> web.Response:
+        name = _volume(request)
+        found = await self._service.branch_merges.every(name)
+        return http.json_response({"volume": name, "branches": found})
+
+    async def branch(self, request: web.Request) -> web.Response:
+        query = {key: value for key, value in request.query.items() if key in ("path", "content")}
+        found = await self._service.branch_merges.compared(_volume(request), _branch(request), query)
+        return http.json_response(found)
+
+    async def merge_branch(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, MergeBody)
+        return http.json_response(
+            await self._service.branch_merges.merge(_volume(request), _branch(request), body.paths, body.to)
+        )
+
+    async def drop_branch(self, request: web.Request) -> web.Response:
+        await http.read_body(request, EmptyBody)
+        return http.json_response(await self._service.branch_merges.drop(_volume(request), _branch(request)))
+
     async def drill(self, request: web.Request) -> web.Response:
         body = await http.read_body(request, DrillBody)
         name, drills = _volume(request), self._service.drills
@@ -302,6 +333,10 @@ class Api:
 
 def _volume(request: web.Request) -> str:
     return request.match_info["volume"]
+
+
+def _branch(request: web.Request) -> str:
+    return request.match_info["branch"]
 
 
 def _wait_s(request: web.Request) -> float:

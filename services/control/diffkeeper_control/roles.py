@@ -15,6 +15,10 @@ def wanted(volume: registry.Volume, site: str) -> dict[str, Any]:
     """The body of ``PUT /v1/volumes/V`` at a site's replicator."""
     leads = site == volume.leader
     tree = volume.tree_states.get(site)
+    reclaim = volume.reclaims.get(site)
+    taken = None
+    if reclaim is not None and not leads:
+        taken = {"epoch": reclaim.epoch, "tail": reclaim.tail, "tree_state": reclaim.tree_state}
     return {
         "role": "lead" if leads else "follow",
         "mode": volume.mode,
@@ -30,6 +34,7 @@ def wanted(volume: registry.Volume, site: str) -> dict[str, Any]:
         ],
         "path": volume.paths.get(site),
         "tree_state": None if leads or tree is None else tree.tree_state,
+        "reclaim": taken,
     }
 
 

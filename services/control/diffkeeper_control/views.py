@@ -122,6 +122,7 @@ class Views:
             "loss_bound": msgspec.to_builtins(self.loss_bound(volume)),
             "sites": [self._replica(volume, site) for site in self._embedded.sites],
             "chain": [msgspec.to_builtins(reign) for reign in volume.chain],
+            "reclaims": {site: msgspec.to_builtins(one) for site, one in volume.reclaims.items()},
             "front_door": self._doors.view(volume),
             "orphans": [msgspec.to_builtins(orphan) for orphan in volume.orphans],
         }

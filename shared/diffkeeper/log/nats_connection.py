@@ -96,7 +96,7 @@ class NatsConnection:
         """Connect for the first time; raises Unreachable, or Unauthorised when the server
         refuses the credentials.
         """
-        self._supervisor = asyncio.create_task(self._supervise(), name="nats-supervisor")
+        self.start()
         try:
             await self.session(timeout_s)
         except errors.Unreachable as error:
@@ -109,6 +109,10 @@ class NatsConnection:
                     hint="the secret of the deployment and that of its servers differ",
                 ) from error
             raise
+
+    def start(self) -> None:
+        """Begin to connect, without waiting for it: for servers that may be away for long."""
+        self._supervisor = asyncio.create_task(self._supervise(), name="nats-supervisor")
 
     @property
     def current(self) -> Session | None:
