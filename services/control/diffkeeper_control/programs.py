@@ -35,12 +35,14 @@ class Start:
 
 
 def at(volume: registry.Volume, site: str, gate: str, command: registry.Command) -> Start:
+    """``gate`` is empty for a program that nobody captures: it has nobody to ask for receipts either."""
     path = volume.paths[site]
     bind = _bind(volume, path, command)
     seen = bind or path
     argv = [argument.replace(PATH_PLACEHOLDER, seen) for argument in command.argv]
-    env = {**command.env, VOLUME: volume.name, SITE: site, PATH: seen, GATE: gate}
-    env[SOCKET] = str(PurePosixPath(gate).with_name(SOCKET_NAME))
+    env = {**command.env, VOLUME: volume.name, SITE: site, PATH: seen}
+    if gate:
+        env |= {GATE: gate, SOCKET: str(PurePosixPath(gate).with_name(SOCKET_NAME))}
     if volume.door is not None:
         port = str(volume.door.ports[site])
         argv = [argument.replace(PORT_PLACEHOLDER, port) for argument in argv]
