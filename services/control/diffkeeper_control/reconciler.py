@@ -31,7 +31,7 @@ RETRY_S = 2.0
 # A former leader that fenced itself is fenced at its stream again after so long.
 RETIRED_S = 30.0
 # Reasons for which a replica is built anew from the log without asking.
-_REBUILT = frozenset({"tail-beyond-parent", "journal-damaged"})
+_REBUILT = frozenset({"tail-beyond-parent", "journal-damaged", "directory-left"})
 
 _log = structlog.get_logger("reconciler")
 
@@ -111,7 +111,8 @@ class Reconciler:
         await self._try(("role", volume.name, site), self._hands.tell_role(volume.name, site))
 
     async def _rebuild_replica(self, volume: Volume, site: str) -> None:
-        """A replica that holds what the chain left behind, or whose journal is damaged, does not help itself.
+        """A replica that holds what the chain left behind, whose journal is damaged, or whose directory was let go for a
+        promotion that was taken back before anybody heard of it, does not help itself.
 
         What it has is set aside before anything is built anew. A fork is not among the reasons: there somebody's log is
         wrong, and a person must look.
@@ -120,6 +121,8 @@ class Reconciler:
         reason = (status.get("error") or {}).get("reason")
         if site == volume.leader or reason not in _REBUILT or not self._monitor.replicator(site).fresh:
             return
+        if left_directories.is_pending(volume, site):
+            return  # it is taken back by its undo records
         _log.warning("rebuilding a replica", volume=volume.name, site=site, why=reason)
         rebuilding = self._embedded.clients[site].replicator.rebuild(volume.name)
         await self._try(("rebuild", volume.name, site), rebuilding)
