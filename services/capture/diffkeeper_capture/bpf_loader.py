@@ -17,6 +17,13 @@ from diffkeeper_capture import libbpf
 
 FOLDER = Path(__file__).parent / "bpf"
 PROGRAMS = ("dk_sys_enter", "dk_sys_exit")
+# Programs on tracepoints that a kernel may be built without.
+OPTIONAL_PROGRAMS = {
+    "dk_dirty_folio": "writeback_dirty_folio",
+    "dk_uring_done": "io_uring_complete",
+    "dk_uring_silent": "io_uring_submit_req",
+    "dk_direct_done": "iomap_dio_complete",
+}
 
 # struct bpf_prog_info, up to and with recursion_misses.
 _PROGRAM_INFO_BYTES = 216
@@ -83,6 +90,9 @@ class LoadedProbe:
         self._handle: int | None = self._lib.call.bpf_object__open_file(os.fsencode(path), None)
         if not self._handle:
             raise self._refused(f"libbpf could not open {path}")
+        missing = self._lib.missing_tracepoints(OPTIONAL_PROGRAMS.values()) or []
+        # Those of the optional programs that this kernel can run.
+        self.optional = {name for name, point in OPTIONAL_PROGRAMS.items() if point not in missing}
         try:
             self._load(ring_bytes)
         except BaseException:
@@ -94,12 +104,15 @@ class LoadedProbe:
         ring = call.bpf_object__find_map_by_name(self._handle, b"ring")
         if call.bpf_map__set_max_entries(ring, ring_bytes) < 0:
             raise self._refused(f"a ring of {ring_bytes} bytes was refused")
+        for name in OPTIONAL_PROGRAMS.keys() - self.optional:
+            program = call.bpf_object__find_program_by_name(self._handle, name.encode())
+            call.bpf_program__set_autoload(program, False)
         if call.bpf_object__load(self._handle) < 0:
             raise self._refused("the kernel refused to load the probe")
 
     def attach(self) -> None:
         """From here on the programs run at every system call of the machine."""
-        for name in PROGRAMS:
+        for name in (*PROGRAMS, *sorted(self.optional)):
             program = self._lib.call.bpf_object__find_program_by_name(self._handle, name.encode())
             link = self._lib.call.bpf_program__attach(program)
             if not link:
