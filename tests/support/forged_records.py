@@ -93,8 +93,7 @@ class ForgedProgram:
         code = _libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length))
         if code:
             raise OSError(ctypes.get_errno(), "fallocate")
-        reach = (1 << 63) - 1 - offset if mode & 0x28 else length
-        self._tell_fd(Kind.REREAD, fd, offset=offset, length=reach, extra=285)
+        self._tell_fd(Kind.ALLOCATED, fd, offset=offset, length=length, extra=mode, aux=os.fstat(fd).st_size)
 
     def fsync(self, fd: int) -> None:
         self._begin()
@@ -169,7 +168,7 @@ class ForgedProgram:
     def utime(self, path: str, atime_ns: int, mtime_ns: int) -> None:
         self._begin()
         os.utime(self._full(path), ns=(atime_ns, mtime_ns))
-        self._tell_path(PathOp.UTIMES, path)
+        self._tell_path(PathOp.UTIMES, path, aux=atime_ns, inode2=mtime_ns)
 
     def truncate(self, path: str, size: int) -> None:
         self._begin()
@@ -244,7 +243,5 @@ class ForgedProgram:
             payload,
             volume=NO_VOLUME,
             offset=int(op),
-            inode=self._base,
-            inode2=self._base,
-            **fields,
+            **{"inode": self._base, "inode2": self._base, **fields},
         )

@@ -23,31 +23,29 @@ from pathlib import Path
 
 from diffkeeper.domain import deltas, frames, limits, positions, trees
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op
-from diffkeeper_capture import rereader
+from diffkeeper_capture import allocations, rereader
 from diffkeeper_capture.contents import RACY_NS, Contents, Known, fingerprint
 from diffkeeper_capture.doubts import Doubts
 from diffkeeper_capture.framer import FrameSink
-from diffkeeper_capture.mapped_files import MappedFiles
+from diffkeeper_capture.mapped_files import MappedFiles, mapped_inodes
 from diffkeeper_capture.naming import Naming
 from diffkeeper_capture.overlaps import Overlaps
+from diffkeeper_capture.page_digests import Digests
 from diffkeeper_capture.path_resolver import PathResolver
 from diffkeeper_capture.records import NO_VOLUME, Flag, Kind, Record
 from diffkeeper_capture.scanner import Depth, Progress, Scanner
+from diffkeeper_capture.settling import SETTLE_BUDGET_BYTES, Settler
 from diffkeeper_capture.shadow import Shadow
-from diffkeeper_capture.system_calls import call_name
+from diffkeeper_capture.system_calls import PLAIN_WRITES, call_name, sets_times
+from diffkeeper_capture.unseen import Unseen
 
 # Of a WRITE: nothing to think about without these. Plain integers: an enum's ``&`` costs as much as all the
 # rest.
 _CAREFUL = int(Flag.UNREADABLE | Flag.OVERLAPPED | Flag.UNLINKED)
-# What ``settle`` reads before it lets the agent drain and ship again.
-SETTLE_BUDGET_BYTES = 8 * 1024 * 1024
-# Rounds of comparing in one call of ``settle``: more of them without draining between find nothing new.
-ROUNDS_MAX = 3
-# Walks over all directories that may be put off in parts; the one after takes what it finds as it is.
-WALKS_MAX = 5
 # Inodes that lost their last name lately: a write that was in flight then is no surprise.
 GONE_REMEMBERED = 4096
 _WRITE = int(Kind.WRITE)
+_ALL = (1 << 63) - 1
 
 
 class Observer:
@@ -66,35 +64,45 @@ class Observer:
         self.contents = Contents(self.shadow, sole_source=sole_source)
         self.scanner = Scanner(self.shadow, self.reader, self.contents)
         self.doubts = Doubts()
-        self.mapped = MappedFiles(self.shadow, self.reader)
-        # Processes seen to write here, and those among them that also write in ways that cannot be seen.
-        self.writers: set[int] = set()
-        self.unseen_writers: set[int] = set()
+        self.unseen = Unseen(self.shadow, self.doubts, sink)
         self._sink = sink
         self._overlaps = Overlaps()
         self._resolver = PathResolver(self.shadow, root, self.reader.status_of(ROOT_ID))
         self._naming = Naming(
-            self.shadow, self.reader, self._resolver, self.doubts, sink, self.writers.__contains__
+            self.shadow,
+            self.reader,
+            self._resolver,
+            self.doubts,
+            sink,
+            self.unseen.writers.__contains__,
+            self._reread_all,
+        )
+        self._settler = Settler(
+            self.shadow,
+            self.scanner,
+            self.contents,
+            self.doubts,
+            self._naming.describing,
+            sink,
+            self._remember_gone,
         )
         self._gone: OrderedDict[int, int] = OrderedDict()
-        self._unseen_elsewhere: set[int] = set()
-        self._last_tgid = 0
-        self._work: Iterator[int] | None = None
-        self._is_floored = False
-        self._distrusts_content = False
-        self._walks = 0
         self.shadow.on_forget.append(self._note_gone)
         self._now_end_ns = 0
         self.shadow.bind(ROOT_ID, self.reader.inode)
+        with self.reader.directory(ROOT_ID) as fd:
+            self.mapped = MappedFiles(self.shadow, self.reader, fd)
         if sole_source:
-            self._lower_floor()
+            self._settler.lower_floor()
         if state is not None:
             self._adopt(state)
         # The hot path's own names for things.
         self._by_inode = self.shadow.by_inode
         self._add_write = sink.add_write
         self._note_recent = self._overlaps.note
-        self._mapped_ids = self.mapped.known
+        self._writers = self.unseen.writers
+        self._dirty_ids = self.mapped.dirty.pages
+        self._compared_ids = self.mapped.compared.known
         self._slow: dict[int, Callable[[Record, memoryview], None]] = {
             Kind.WRITE: self._on_write,
             Kind.REREAD: self._on_reread,
@@ -106,7 +114,13 @@ class Observer:
             Kind.MAPPED: self._on_mapped,
             Kind.UNSEEN: self._on_unseen,
             Kind.SYNC: self._on_sync,
+            Kind.DIRTIED: self._on_dirtied,
+            Kind.ALLOCATED: self._on_allocated,
         }
+
+    @property
+    def unseen_writers(self) -> set[int]:
+        return self.unseen.unseen_writers
 
     # ---- the records
 
@@ -118,9 +132,10 @@ class Observer:
             file_id = self._by_inode.get(record[7])
             if (
                 file_id is not None
-                and record[5] == self._last_tgid
-                and file_id not in self._mapped_ids
-                and not self._is_floored
+                and record[5] in self._writers
+                and file_id not in self._dirty_ids
+                and file_id not in self._compared_ids
+                and not self._settler.is_floored
                 and record[11] <= limits.DELTA_MAX_DATA_BYTES
             ):
                 self._add_write(file_id, record[10], payload, record[3] // 1000)
@@ -132,7 +147,7 @@ class Observer:
     def _on_write(self, record: Record, payload: memoryview) -> None:
         if record.flags & Flag.UNLINKED:
             return
-        self._note_writer(record.tgid)
+        self.unseen.note_writer(record.tgid)
         file_id = self._file_of(record)
         if file_id is None:
             return
@@ -142,7 +157,6 @@ class Observer:
             self._reread(file_id, record.offset, record.length, at_us)
         else:
             self._write(file_id, record.offset, payload, at_us)
-        if file_id in self.mapped.known:
             self.mapped.forget_range(file_id, record.offset, record.length)
         self._check_overlap(file_id, record)
 
@@ -164,20 +178,27 @@ class Observer:
             return
         if record.volume == NO_VOLUME and record.inode not in self.shadow.by_inode:
             return  # written through a name outside; ours has nothing of it
-        self._note_writer(record.tgid)
+        call = call_name(record.extra)
+        if call != "AIO":  # whose end is told by a worker of the kernel
+            self.unseen.note_writer(record.tgid)
         file_id = self._file_of(record)
         if file_id is None:
             return
+        if call not in PLAIN_WRITES:
+            self.unseen.say_once(
+                file_id, call, "what it changes is read again at once", record.offset, record.length
+            )
+        self.contents.touch(file_id)
         self._reread(file_id, record.offset, record.length, record.end_ns // 1000)
         self._overlaps.note(record)
 
     def _on_open(self, record: Record, payload: memoryview) -> None:
         if record.flags & Flag.UNLINKED:
             return
-        self._note_writer(record.tgid)
+        self.unseen.note_writer(record.tgid)
         self._resolver.device = record.device or self._resolver.device
         if record.flags & Flag.CREATED:
-            self._naming.created(record, bytes(payload))
+            self._naming.making.created(record, bytes(payload))
         if record.flags & Flag.TRUNCATED:
             file_id = self._file_of(record)
             if file_id is not None:
@@ -187,7 +208,7 @@ class Observer:
     def _on_size(self, record: Record, payload: memoryview) -> None:
         if record.flags & Flag.UNLINKED:
             return
-        self._note_writer(record.tgid)
+        self.unseen.note_writer(record.tgid)
         file_id = self._file_of(record)
         if file_id is not None:
             self._truncate(file_id, record.aux, record)
@@ -196,6 +217,28 @@ class Observer:
         self.contents.touch(file_id)
         self.shadow.truncate(file_id, size, record.end_ns // 1000)
         self.mapped.forget_range(file_id, size, deltas.FILE_ID_MAX - size)
+        self._check_overlap(file_id, record)
+
+    def _on_allocated(self, record: Record, payload: memoryview) -> None:
+        if record.flags & Flag.UNLINKED:
+            return
+        self.unseen.note_writer(record.tgid)
+        file_id = self._file_of(record)
+        if file_id is None:
+            return
+        self.contents.touch(file_id)
+        at_us = record.end_ns // 1000
+        effect = allocations.effect_of(record.extra, record.offset, record.length, record.aux)
+        if effect.moves:
+            self.unseen.say_once(
+                file_id, "fallocate", "moves what is behind, which is read again", record.offset, _ALL
+            )
+            self._reread(file_id, record.offset, _ALL - record.offset, at_us)
+        if effect.zeroed:
+            self.shadow.punch(file_id, record.offset, effect.zeroed, at_us)
+        if effect.size is not None:
+            self.shadow.truncate(file_id, effect.size, at_us)
+        self.mapped.forget_range(file_id, record.offset, _ALL - record.offset)
         self._check_overlap(file_id, record)
 
     def _on_path(self, record: Record, payload: memoryview) -> None:
@@ -207,29 +250,41 @@ class Observer:
     def _on_attr(self, record: Record, payload: memoryview) -> None:
         file_id = self._known_id(record)
         if file_id is not None:
-            self._naming.attributes(file_id, record.aux, record.uid, record.gid, record.end_ns // 1000)
+            at_us = record.end_ns // 1000
+            self._naming.describing.attributes(file_id, record.aux, record.uid, record.gid, at_us)
+            if sets_times(record.extra):
+                self._naming.describing.set_times(file_id, record.offset, record.length, at_us)
 
     def _on_xattr(self, record: Record, payload: memoryview) -> None:
         file_id = self._known_id(record)
         if file_id is not None:
-            self._naming.xattr(file_id, bytes(payload).rstrip(b"\0"), record.end_ns // 1000)
+            self._naming.describing.xattr(file_id, bytes(payload).rstrip(b"\0"), record.end_ns // 1000)
             self._after_naming(record)
 
     def _on_mapped(self, record: Record, payload: memoryview) -> None:
-        self._note_writer(record.tgid)
+        if record.volume == NO_VOLUME and not self._is_known_here(record):
+            return
+        self.unseen.note_writer(record.tgid)
         file_id = self._known_id(record)
         if file_id is not None:
-            self.mapped.follow(file_id)
+            self.mapped.follow(file_id, record.inode2)
+
+    def _on_dirtied(self, record: Record, payload: memoryview) -> None:
+        if record.volume == NO_VOLUME and not self._is_known_here(record):
+            return
+        file_id = self._known_id(record)
+        if file_id is not None and self.shadow.is_file(file_id):
+            self.mapped.dirtied(file_id, record.offset, record.length)
 
     def _on_unseen(self, record: Record, payload: memoryview) -> None:
-        tgid = record.tgid
-        if record.volume != NO_VOLUME or tgid in self.writers:
-            self._mark_unseen(tgid, call_name(record.extra))
-        else:
-            self._unseen_elsewhere.add(tgid)
+        if self.unseen.take(record):
+            file_id = self._known_id(record)
+            if file_id is not None:
+                self._settler.doubt_content(file_id)
+        self._after_naming(record)
 
     def _on_sync(self, record: Record, payload: memoryview) -> None:
-        self._note_writer(record.tgid)
+        self.unseen.note_writer(record.tgid)
         file_id = self.shadow.by_inode.get(record.inode, 0)
         args = (call_name(record.extra), record.tgid)
         self._sink.add(Delta(Op.BARRIER, file_id, args=args, at_us=record.end_ns // 1000))
@@ -237,26 +292,14 @@ class Observer:
     # ---- who, and which file
 
     def expect(self, tgids: Iterable[int]) -> None:
-        """These processes belong to the volume's program: what they do unseen concerns it even before they
-        write.
-        """
-        for tgid in tgids:
-            self._note_writer(tgid)
-
-    def _note_writer(self, tgid: int) -> None:
-        self._last_tgid = tgid
-        if tgid not in self.writers:
-            self.writers.add(tgid)
-            if tgid in self._unseen_elsewhere:
-                self._mark_unseen(tgid, "io_uring or AIO")
-
-    def _mark_unseen(self, tgid: int, call: str) -> None:
-        if tgid not in self.unseen_writers:
-            self.unseen_writers.add(tgid)
-            self._sink.gap("unseen-writer", f"process {tgid} uses {call}, which is not followed")
+        """See ``Unseen.expect``."""
+        self.unseen.expect(tgids)
 
     def _is_here(self, record: Record) -> bool:
         return record.volume != NO_VOLUME or record.device in (0, self._resolver.device)
+
+    def _is_known_here(self, record: Record) -> bool:
+        return self._is_here(record) and record.inode in self.shadow.by_inode
 
     def _known_id(self, record: Record) -> int | None:
         if record.flags & Flag.UNLINKED:
@@ -286,7 +329,7 @@ class Observer:
         if gone_ns is not None and record.start_ns <= gone_ns:
             return  # it was in flight when the file lost its last name
         self.doubts.missed(record.inode, record.end_ns)
-        self._lower_floor()
+        self._settler.lower_floor()
 
     def _note_gone(self, file_id: int) -> None:
         inode = self.shadow.inode_of.get(file_id)
@@ -311,47 +354,28 @@ class Observer:
             with self.reader.file(file_id) as fd:
                 end = min(offset + length, os.fstat(fd).st_size)
                 if end - offset > SETTLE_BUDGET_BYTES:
-                    self._doubt_content(file_id)
+                    self._settler.doubt_content(file_id)
                     return
                 for _ in self.contents.read_span(file_id, fd, offset, end, at_us):
                     pass
         except rereader.Elsewhere:
             # A rename or an unlink of it waits in the ring.
-            self._doubt_content(file_id)
+            self._settler.doubt_content(file_id)
 
-    def _doubt_content(self, file_id: int) -> None:
-        self.doubts.contents.add(file_id)
-        self._lower_floor()
+    def _reread_all(self, file_id: int, at_us: int) -> None:
+        self._reread(file_id, 0, _ALL, at_us)
 
     # ---- doubts
 
     def _after_naming(self, record: Record) -> None:
         if self.doubts.is_serious:
-            self._lower_floor()
-
-    def _lower_floor(self) -> None:
-        if not self._is_floored:
-            self._is_floored = True
-            self._sink.set_floor(frames.Fidelity.SCAN)
+            self._settler.lower_floor()
 
     def lose(self, inodes: Iterable[int], *, everywhere: bool, detail: str) -> None:
         """Records were lost: of these files, or nobody knows of which. The end of the gap is the next full
         ``settle``.
         """
-        self._sink.gap("lost-records", detail)
-        self._lower_floor()
-        if everywhere:
-            self.doubts.everything = True
-            self.doubts.everywhere_content = True
-            return
-        for inode in inodes:
-            file_id = self.shadow.by_inode.get(inode)
-            if file_id is None:
-                self.doubts.everything = True
-            elif self.shadow.is_directory(file_id):
-                self.doubts.directory(file_id)
-            else:
-                self.doubts.contents.add(file_id)
+        self._settler.lose(inodes, everywhere=everywhere, detail=detail)
 
     def settle(self, drained_ns: int, budget: int = SETTLE_BUDGET_BYTES) -> bool:
         """Compare what is doubtful with the disk; call it when the ring has been emptied up to
@@ -360,111 +384,7 @@ class Observer:
         True when nothing is left to do. False when the budget was used up, or when what differs may be
         explained by records that were not drained yet: ship frames, drain, and call again.
         """
-        if self.doubts.is_scanning:
-            return True  # the first sight goes on, and what it meets it settles
-        for entry in self.scanner.sightings.due(drained_ns):
-            self.doubts.check(*entry)
-        for file_id in self.shadow.unmapped | self.shadow.unverified:
-            for entry in self.shadow.tree.nodes[file_id].entries:
-                self.doubts.check(*entry)
-        if self._is_settled():
-            self._raise_floor(drained_ns)
-            return True
-        self.doubts.is_unsettled |= self.doubts.is_serious
-        rounds = 0
-        while budget > 0:
-            if self._work is None:
-                if not self.doubts or self._must_wait() or rounds == ROUNDS_MAX:
-                    break
-                rounds += 1
-                self._work = self._settle_all()
-            budget -= next(self._work, 0) or self._end_work()
-        return self._is_settled()
-
-    def _is_settled(self) -> bool:
-        is_settled = self._work is None and not self.doubts and not self.scanner.sightings.waiting
-        if is_settled:
-            self.doubts.is_unsettled = False
-        return is_settled
-
-    def _raise_floor(self, drained_ns: int) -> None:
-        """Frames may be exact again, once what the last comparison was ahead of has been drained."""
-        if self._is_floored and drained_ns > self.doubts.compared_ns and not self.contents.sole_source:
-            self._is_floored = False
-            self._sink.set_floor(frames.Fidelity.EXACT)
-
-    def _must_wait(self) -> bool:
-        """Whether what is left can only be told after more has been drained."""
-        return not self.doubts.is_urgent and bool(self.scanner.sightings.waiting)
-
-    def _end_work(self) -> int:
-        self._work = None
-        return 1
-
-    def _settle_all(self) -> Iterator[int]:
-        """One round over all doubts as they are now; new ones that come meanwhile make another round."""
-        doubts = self.doubts.take()
-        before = self.scanner.changes
-        unknown = sorted(doubts.unknown - self.shadow.by_inode.keys())
-        self._distrusts_content |= doubts.everywhere_content
-        waits = doubts.entries or doubts.checks or self.scanner.sightings.waiting
-        doubts.everything |= bool(unknown) and not waits
-        news = sorted(set(unknown) - doubts.expected)
-        if news and doubts.everything:
-            self._sink.gap("unknown-file", f"inodes {news[:8]} were changed and had not been seen before")
-        depth = Depth.CHANGED if self._distrusts_content or self.contents.sole_source else Depth.NAMES
-        if doubts.everything:
-            yield from self._compare_everything(doubts, depth)
-        elif doubts.entries or doubts.checks:
-            yield from self.scanner.compare(doubts.scope(), deep=False, depth=depth)
-        for inode in unknown:
-            if inode in self.shadow.by_inode:
-                continue
-            if doubts.everything and not self.scanner.sightings.waiting:
-                self._remember_gone(inode, time.monotonic_ns())
-            else:
-                self.doubts.unknown.add(inode)  # not where we looked: a later round looks everywhere
-                self.doubts.expected |= {inode} & doubts.expected
-        self._naming.read_again(doubts.attributes, time.monotonic_ns() // 1000)
-        for file_id in sorted(doubts.contents):
-            if not self.shadow.is_file(file_id):
-                continue
-            try:
-                yield from self.scanner.read_file(file_id)
-            except rereader.Elsewhere:
-                self.doubts.place_of(self.shadow.tree, file_id)
-                self.doubts.contents.add(file_id)
-        self._doubt_unreached()
-        if self.scanner.changes != before or doubts.contents:
-            self.doubts.compared_ns = time.monotonic_ns()
-            self._lower_floor()
-        if not self.scanner.sightings.waiting:
-            self._distrusts_content = False
-        yield 1
-
-    def _compare_everything(self, doubts: Doubts, depth: Depth) -> Iterator[int]:
-        """A walk over all directories. What it had to put off may have hidden some: then it is walked
-        again.
-        """
-        self._walks += 1
-        self.scanner.sightings.is_impatient = self._walks >= WALKS_MAX or self.contents.sole_source
-        yield from self.scanner.compare({ROOT_ID: None}, deep=True, depth=depth)
-        self.scanner.sightings.is_impatient = self.contents.sole_source
-        hidden = self.scanner.unreached & self.shadow.tree.nodes.keys()
-        if self.scanner.sightings.waiting or (hidden and not self.contents.sole_source):
-            self.doubts.everything = True
-            self.doubts.everywhere_content |= self._distrusts_content
-        else:
-            self._walks = 0
-
-    def _doubt_unreached(self) -> None:
-        """Directories that moved while they were to be listed: listed once their records have told
-        where to.
-        """
-        for directory in self.scanner.unreached & self.shadow.tree.nodes.keys():
-            if not self.contents.sole_source:  # the portable probe looks at everything again anyway
-                self.doubts.directory(directory)
-        self.scanner.unreached.clear()
+        return self._settler.settle(drained_ns, budget)
 
     def before_barrier(self, drained_ns: int, budget: int = SETTLE_BUDGET_BYTES) -> bool:
         """Everything drained so far is about to be promised: make the log equal to the disk where it may not
@@ -473,19 +393,23 @@ class Observer:
         False when more has to be read than the budget: ship frames, drain, and call again before cutting the
         barrier.
         """
+        if not self._is_in_barrier:
+            self._is_in_barrier = True
+            self.unseen.doubt_files()
         if not self.settle(drained_ns, budget):
             return False
-        if self.unseen_writers and not self.doubts.is_scanning:
-            self._lower_floor()
-            for _ in self.scanner.compare({ROOT_ID: None}, deep=True, depth=Depth.CHANGED):
-                pass
-            self.doubts.compared_ns = time.monotonic_ns()
-            if self.scanner.sightings.waiting:
-                return False
-        if self.mapped.known:
-            for _ in self.mapped.log_changes(time.monotonic_ns() // 1000):
-                pass
+        if self.unseen_writers and not self.doubts.is_scanning and not self._settler.compare_all():
+            return False
+        if not self.log_stores(budget):
+            return False
+        self._is_in_barrier = False
         return True
+
+    _is_in_barrier = False
+
+    def log_stores(self, budget: int = SETTLE_BUDGET_BYTES) -> bool:
+        """Log what was changed by stores through mappings; False when the budget was used up."""
+        return not self.mapped or self.mapped.log_changes(time.monotonic_ns() // 1000, budget)
 
     # ---- whole volumes
 
@@ -495,20 +419,8 @@ class Observer:
         After the last step drain the ring up to its end, ``settle`` until it says True, and only then cut
         BASE_END.
         """
-        self.doubts.is_scanning = True
-        self._lower_floor()
-        try:
-            yield from self.scanner.scan_base()
-        finally:
-            self.doubts.is_scanning = False
-            if self.doubts.unknown - self.shadow.by_inode.keys():
-                # Changed while unknown, and not found: removed since, or moved behind the scan's back. Not a
-                # gap: look again.
-                self.doubts.everything = True
-            self.doubts.unknown.clear()
-            self._doubt_unreached()
-            self.doubts.compared_ns = time.monotonic_ns()
-            self._lower_floor()
+        yield from self._settler.scan_base()
+        self._follow_mapped()
 
     def compare(
         self, scope: dict[int, frozenset[bytes] | None], *, deep: bool, depth: Depth
@@ -520,19 +432,12 @@ class Observer:
         """Compare everything, contents by fingerprint: after a time in which nobody watched. ``cause`` is for
         the log.
         """
-        if cause:
-            self._sink.gap(cause, "everything is compared with what was known")
-        self._lower_floor()
-        self.doubts.is_scanning = self.scanner.sightings.is_impatient = True
-        try:
-            yield from self.scanner.compare({ROOT_ID: None}, deep=True, depth=Depth.CHANGED)
-        finally:
-            self.doubts.is_scanning = False
-            self.scanner.sightings.is_impatient = self.contents.sole_source
-            self.doubts.compared_ns = time.monotonic_ns()
-            if self.scanner.unreached and not self.contents.sole_source:
-                self.doubts.everything = self.doubts.everywhere_content = True
-            self.scanner.unreached.clear()
+        yield from self._settler.rescan(cause)
+        self._follow_mapped()
+
+    def _follow_mapped(self) -> None:
+        if not self.contents.sole_source:
+            self.mapped.follow_what_is_mapped(mapped_inodes(self.reader.device))
 
     def _adopt(self, state: trees.TreeState) -> None:
         for file_id, identity in state.identities.items():
@@ -540,7 +445,7 @@ class Observer:
                 self.shadow.bind(file_id, identity.inode, identity.generation)
         for file_id, print_ in state.fingerprints.items():
             if file_id in self.shadow.tree.nodes:
-                self.contents.known[file_id] = Known(print_, size=print_[0])
+                self.contents.known[file_id] = Known(print_, Digests(print_[0], is_complete=False))
 
     def state(
         self, volume: str, position: positions.Position, frame_hash: bytes, stamp: int

@@ -34,6 +34,7 @@ class Shadow:
 
     __slots__ = (
         "by_inode",
+        "content_changes",
         "generation_of",
         "guessed",
         "inode_of",
@@ -60,6 +61,8 @@ class Shadow:
         self.unverified: set[int] = set()
         # Digests of the values of extended attributes that were logged since this shadow was begun.
         self.xattrs: dict[int, dict[bytes, bytes]] = {}
+        # How many deltas of content went through here; records of writes pass by.
+        self.content_changes = 0
         # Called with an id whose last name is gone, while its inode is still known.
         self.on_forget: list[Callable[[int], None]] = []
 
@@ -173,10 +176,16 @@ class Shadow:
         self.sink.add(Delta(Op.XATTR, file_id, args=(name, value), at_us=at_us))
         return True
 
+    def write(self, file_id: int, offset: int, data: bytes | memoryview, at_us: int) -> None:
+        self.content_changes += 1
+        self.sink.add_write(file_id, offset, data, at_us)
+
     def truncate(self, file_id: int, size: int, at_us: int) -> None:
+        self.content_changes += 1
         self.sink.add(Delta(Op.TRUNCATE, file_id, size, at_us=at_us))
 
     def punch(self, file_id: int, offset: int, length: int, at_us: int) -> None:
+        self.content_changes += 1
         self.sink.add(Delta(Op.PUNCH, file_id, offset, length, at_us=at_us))
 
     def readable_path(self, file_id: int) -> str:

@@ -1,0 +1,103 @@
+"""Where the paths of a record lead in the shadow, and what becomes doubtful when they lead to nothing known."""
+
+from __future__ import annotations
+
+import os
+
+from diffkeeper.domain import trees
+from diffkeeper_capture import rereader
+from diffkeeper_capture.doubts import Doubts
+from diffkeeper_capture.framer import FrameSink
+from diffkeeper_capture.path_resolver import Base, Lost, PathResolver, Place, Resolved, base_of
+from diffkeeper_capture.records import Flag, Record
+from diffkeeper_capture.shadow import Shadow, readable
+
+
+class Placer:
+    """Of one volume."""
+
+    def __init__(
+        self,
+        shadow: Shadow,
+        reader: rereader.Rereader,
+        resolver: PathResolver,
+        doubts: Doubts,
+        sink: FrameSink,
+    ) -> None:
+        self._shadow = shadow
+        self._reader = reader
+        self._resolver = resolver
+        self._doubts = doubts
+        self._sink = sink
+
+    def must_be_known(self, record: Record, place: Place | None) -> int | None:
+        if place is None:
+            return None
+        if place.file_id is None:
+            self.contradiction(record, place.parent, place.name, "what was changed is not known")
+        elif place.parent:
+            self.check_if_uncertain(record, (place.parent, place.name))
+        # By a name that may have been another's: then all have to be looked at.
+        self._doubts.everything |= not self._doubts.is_news(record.end_ns)
+        return place.file_id
+
+    # ---- resolving, looking
+
+    def entry(self, record: Record, path: bytes, which: int = 1) -> Place | None:
+        base = base_of(record, which)
+        return self.placed(record, base, path, self._resolver.entry(base, path))
+
+    def target(self, record: Record, path: bytes) -> Place | None:
+        base = base_of(record)
+        return self.placed(record, base, path, self._resolver.target(base, path))
+
+    def placed(self, record: Record, base: Base, path: bytes, resolved: Resolved) -> Place | None:
+        """None for what is outside; what leads to nothing known is doubted."""
+        if isinstance(resolved, Place):
+            return resolved
+        if isinstance(resolved, Lost):
+            self.contradiction(record, resolved.directory, resolved.name, "a path leads to what is not known")
+        elif self._may_be_ours(base, path):
+            self.doubt_unmapped()
+        return None
+
+    def _may_be_ours(self, base: Base, path: bytes) -> bool:
+        """Whether a path is relative to what may be one of our directories whose number is not known yet."""
+        is_here = base.device in (0, self._resolver.device) and base.inode not in self._shadow.by_inode
+        return is_here and not path.startswith(b"/")
+
+    def doubt_unmapped(self) -> None:
+        for file_id in self._shadow.unmapped:
+            if self._shadow.is_directory(file_id):
+                self._doubts.place_of(self._shadow.tree, file_id)
+
+    def look(self, parent: int, name: bytes, kind: trees.Kind) -> os.stat_result | None:
+        try:
+            status = self._reader.look(parent, name)
+        except rereader.Elsewhere:
+            return None
+        return status if status is not None and rereader.kind_of(status.st_mode) is kind else None
+
+    def status(self, file_id: int) -> os.stat_result | None:
+        try:
+            return self._reader.status_of(file_id)
+        except rereader.Elsewhere:
+            return None
+
+    # ---- doubts
+
+    def contradiction(self, record: Record, parent: int, name: bytes, why: str) -> None:
+        if self._doubts.is_news(record.end_ns) and not record.flags & Flag.OVERLAPPED_NAMES:
+            self._sink.gap(
+                "contradiction", f"{why}: {readable(name)} in {self._shadow.readable_path(parent)}", parent
+            )
+        self._doubts.entry(parent, name)
+
+    def check_if_uncertain(self, record: Record, *places: tuple[int, bytes]) -> None:
+        if self.is_uncertain(record):
+            for place in places:
+                self._doubts.check(*place)
+
+    def is_uncertain(self, record: Record) -> bool:
+        """Whether names may have been others when the call was made than the shadow has them now."""
+        return bool(record.flags & Flag.OVERLAPPED_NAMES) or not self._doubts.is_news(record.end_ns)
