@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffkeeper.domain import trees
@@ -61,13 +61,16 @@ Resolved = Place | Lost | Outside
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a path is relative to: the directory's inode, and the process that asked."""
+    """What a path is relative to: the directory's inode, and the process that asked. ``is_root``: it is that
+    process's root, because the path is an absolute one.
+    """
 
     inode: int
     device: int
     tgid: int
     mount_ns: int
     now_ns: int
+    is_root: bool = False
 
 
 class PathResolver:
@@ -95,11 +98,11 @@ class PathResolver:
 
     def entry(self, base: Base, path: bytes) -> Resolved:
         """The entry that a path names, its last component not followed."""
-        return self._resolve(base, path, follow=False)
+        return self._resolve(_based(base, path), path, follow=False)
 
     def target(self, base: Base, path: bytes) -> Resolved:
         """The entry that a path leads to, symbolic links followed to the end."""
-        return self._resolve(base, path, follow=True)
+        return self._resolve(_based(base, path), path, follow=True)
 
     def _resolve(self, base: Base, path: bytes, *, follow: bool, hops: int = 0) -> Resolved:
         if hops > HOPS_MAX:
@@ -144,7 +147,10 @@ class PathResolver:
                 if hops > HOPS_MAX:
                     return OUTSIDE
                 if node.target.startswith(b"/"):
-                    return self._again(base, b"/".join((node.target, *parts)), follow, hops)
+                    root = self._root_of(base)
+                    if root is None:
+                        return Lost(at, name)
+                    return self._again(root, b"/".join((node.target, *parts)), follow, hops)
                 parts.extendleft(
                     part for part in reversed(node.target.split(b"/")) if part not in (b"", b".")
                 )
@@ -158,7 +164,8 @@ class PathResolver:
 
     def _leave(self, base: Base, parts: deque[bytes], follow: bool, hops: int) -> Resolved:
         """Up from the root, as it stands in our own namespace; a path may come back in."""
-        own = Base(self._own_root[1], self._own_root[0], base.tgid, self._own_ns, base.now_ns)
+        device, inode = self._own_root
+        own = Base(inode, device, base.tgid, self._own_ns, base.now_ns, is_root=True)
         return self._again(own, b"/".join((os.path.dirname(self._real), *parts)), follow, hops)
 
     def _again(self, base: Base, path: bytes, follow: bool, hops: int) -> Resolved:
@@ -277,6 +284,17 @@ class PathResolver:
         # The caller is gone and so is everyone we knew there: most namespaces share most paths.
         return [b""]
 
+    def _root_of(self, base: Base) -> Base | None:
+        """The root of the caller, from which an absolute link goes on; None when nobody knows it any more."""
+        if base.is_root:
+            return base
+        world = self._world_of(base.tgid)
+        if world is not None and base.mount_ns in (world[0], 0):
+            return replace(base, device=world[1], inode=world[2], is_root=True)
+        if base.mount_ns in (self._own_ns, 0):
+            return replace(base, device=self._own_root[0], inode=self._own_root[1], is_root=True)
+        return None
+
     def _world_of(self, tgid: int) -> tuple[int, int, int] | None:
         """(mount namespace, device and inode of the root) of a process, None when it has ended."""
         try:
@@ -285,6 +303,10 @@ class PathResolver:
         except OSError:
             return None
         return namespace, kernel_device(root.st_dev), root.st_ino
+
+
+def _based(base: Base, path: bytes) -> Base:
+    return replace(base, is_root=True) if path.startswith(b"/") else base
 
 
 def _next_slash(path: bytes, start: int) -> int:

@@ -157,8 +157,10 @@ class Scanner:
             self._compare_xattrs(ROOT_ID, fd, b".")
 
     def read_file(self, file_id: int) -> Iterator[int]:
-        """Log the content of a known file anew; raises Elsewhere when it is not where the shadow has it."""
+        """Log all of a known file anew; raises Elsewhere when it is not where the shadow has it."""
         with self._reader.file(file_id) as fd:
+            self._same_attributes(file_id, os.fstat(fd))
+            self._same_xattrs(file_id, rereader.xattrs_of(fd))
             yield from self._read(file_id, fd, is_new=False)
 
     def _changed(self) -> None:
@@ -314,7 +316,9 @@ class Scanner:
             self._shadow.change_attributes(file_id, changes, _now_us())
 
     def _compare_xattrs(self, file_id: int, directory: int, name: bytes) -> None:
-        there = rereader.list_xattrs(directory, name)
+        self._same_xattrs(file_id, rereader.list_xattrs(directory, name))
+
+    def _same_xattrs(self, file_id: int, there: dict[bytes, bytes]) -> None:
         logged = self._shadow.xattrs.get(file_id)
         for key in sorted(there.keys() | logged.keys()) if logged else sorted(there):
             if self._shadow.change_xattr(file_id, key, there.get(key), _now_us()):

@@ -14,7 +14,9 @@ from diffkeeper_capture.records import COMPAT_CALL, NO_VOLUME, URING_CALL, Recor
 from diffkeeper_capture.shadow import Shadow
 from diffkeeper_capture.system_calls import call_name
 
-_URING_OPENS = frozenset({18, 28})
+# Operations of io_uring: openat, openat2, fsetxattr, which are over when they are told; setxattr.
+_URING_ONCE = frozenset({18, 28, 41})
+_URING_SETXATTR = 42
 _NUMBER = URING_CALL - 1
 
 
@@ -67,12 +69,13 @@ class Unseen:
         if record.inode:
             self.note_writer(record.tgid)
             file_id = self._shadow.by_inode.get(record.inode)
-            if operation not in _URING_OPENS and file_id is not None:
+            if operation not in _URING_ONCE and file_id is not None:
                 self._silent.add(file_id)
                 self.say_once(file_id, "io_uring", "written without a completion")
             return True
         if record.tgid in self.writers:
             self._doubt_names(record.tgid)
+            self._doubts.everywhere_content |= operation == _URING_SETXATTR
         else:
             self._names_elsewhere.add(record.tgid)
         return False

@@ -109,8 +109,16 @@ INLINE bool changes_somewhere(u32 operation)
 
 INLINE bool changes_names(u32 operation)
 {
-	return (operation >= URING_RENAMEAT && operation <= URING_LINKAT) || operation == URING_SETXATTR ||
-	       operation == URING_FSETXATTR;
+	return (operation >= URING_RENAMEAT && operation <= URING_LINKAT) || operation == URING_SETXATTR;
+}
+
+/* Somehow this file changed, or will: all of it is to be looked at. */
+INLINE int tell_silent(struct task_struct *task, struct file *file, u32 number)
+{
+	struct inode *inode = file->f_inode;
+	u32 volume = volume_of_fd(task, file);
+
+	return volume == NO_VOLUME ? 0 : on_unfollowed(task, number, volume, inode->i_ino);
 }
 
 static int on_uring_done(struct io_kiocb *request, s64 result)
@@ -124,13 +132,12 @@ static int on_uring_done(struct io_kiocb *request, s64 result)
 
 	if (changes_names(operation))
 		return on_unfollowed(task, number, NO_VOLUME, 0);
+	if (operation == URING_FSETXATTR)
+		return tell_silent(task, AS(file, request->file), number);
 	if (operation == URING_OPENAT || operation == URING_OPENAT2) {
 		/* A descriptor of the ring alone, or one that is closed again, has a file that was not seen. */
 		file = AS(file, file_of(task, result));
-		volume = volume_of_fd(task, file);
-		if (volume == NO_VOLUME || !(file->f_mode & FMODE_WRITE))
-			return 0;
-		return on_unfollowed(task, number, volume, file->f_inode->i_ino);
+		return file->f_mode & FMODE_WRITE ? tell_silent(task, file, number) : 0;
 	}
 	if (!writes_at_position(operation) && !changes_somewhere(operation))
 		return 0;
@@ -155,18 +162,13 @@ static int on_uring_done(struct io_kiocb *request, s64 result)
 static int on_uring_silent(struct io_kiocb *request)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	u32 operation = request->opcode, number = URING_NUMBER | operation, volume;
-	struct inode *inode;
-	struct file *file;
+	u32 operation = request->opcode, number = URING_NUMBER | operation;
 
 	if (changes_names(operation))
 		return on_unfollowed(task, number, NO_VOLUME, 0);
-	if (!writes_at_position(operation) && !changes_somewhere(operation))
+	if (operation != URING_FSETXATTR && !writes_at_position(operation) && !changes_somewhere(operation))
 		return 0;
 	if (request->flags & URING_FIXED_FILE)
 		return on_unfollowed(task, number, NO_VOLUME, 0);
-	file = AS(file, file_of(task, request->cqe.fd));
-	inode = regular(file);
-	volume = inode ? volume_of_fd(task, file) : NO_VOLUME;
-	return volume == NO_VOLUME ? 0 : on_unfollowed(task, number, volume, inode->i_ino);
+	return tell_silent(task, AS(file, file_of(task, request->cqe.fd)), number);
 }
