@@ -14,7 +14,7 @@ from tests.support import likenesses
 from tests.support.replays import Replay
 from tests.support.sinks import ListSink
 
-from diffkeeper.domain.deltas import Op
+from diffkeeper.domain.deltas import Delta, Op
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.records import NO_VOLUME, Record
 
@@ -32,6 +32,10 @@ class Following:
         self.observer = Observer(volume.root, self.sink)
         self._scratch = scratch
         self._checks = 0
+        # Records as they came, with how many deltas there were before; None when nobody wants to know.
+        self.trace: list[tuple[Record, bytes, int]] | None = None
+        # The deltas of the round that was compared last.
+        self.told: list[Delta] = []
         for _ in self.observer.scan_base():
             pass
         self.settle()
@@ -41,6 +45,8 @@ class Following:
 
     def handle(self, record: Record, payload: memoryview) -> None:
         if record.volume in (self.volume.slot, NO_VOLUME):
+            if self.trace is not None:
+                self.trace.append((record, bytes(payload[:200]), len(self.sink.deltas)))
             self.observer.observe(record, payload)
 
     def drain(self) -> int:

@@ -24,39 +24,54 @@ _KEPT = ("user.", "system.posix_acl_", "security.capability")
 _DELTAS_A_FRAME = 500
 
 
-def replicate(run: Iterable[Delta], directory: Path) -> trees.Tree:
-    """Apply deltas to an empty directory by the replicator's own code, through the wire format; the tree."""
-    directory.mkdir()
-    tree = trees.Tree()
-    root_fd = safe_paths.open_root(directory)
-    root = os.fstat(root_fd)
-    applier = Applier(
-        root_fd, tree, {deltas.ROOT_ID: trees.Identity(root.st_dev, root.st_ino, 0)}, allow_setid=True
-    )
-    try:
+class Replica:
+    """A directory to which deltas are applied by the replicator's own code, through the wire format."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir()
+        self.tree = trees.Tree()
+        self._root_fd = safe_paths.open_root(path)
+        root = os.fstat(self._root_fd)
+        identities = {deltas.ROOT_ID: trees.Identity(root.st_dev, root.st_ino, 0)}
+        self._applier = Applier(self._root_fd, self.tree, identities, allow_setid=True)
+
+    def close(self) -> None:
+        self._applier.close()
+        os.close(self._root_fd)
+
+    def apply(self, run: Iterable[Delta]) -> None:
         columns = deltas.Columns()
         for delta in run:
             columns.add(Delta(delta.op, delta.file_id, delta.offset, delta.length, delta.data, delta.args))
             if len(columns) >= _DELTAS_A_FRAME or columns.payload_bytes > 1 << 20:
-                applier.apply(deltas.decode(columns.encode()))
+                self._applier.apply(deltas.decode(columns.encode()))
                 columns = deltas.Columns()
-        applier.apply(deltas.decode(columns.encode()))
+        self._applier.apply(deltas.decode(columns.encode()))
+
+
+def replicate(run: Iterable[Delta], directory: Path) -> None:
+    """A replica made at once and left as it is."""
+    replica = Replica(directory)
+    try:
+        replica.apply(run)
     finally:
-        applier.close()
-        os.close(root_fd)
-    return tree
+        replica.close()
 
 
 def likeness(root: Path) -> Likeness:
     """Path → what stands there. Sockets and devices are not part of a volume."""
     top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     found: Likeness = {b"": _describe(os.dup(top), os.fstat(top))}
-    twins: dict[int, bytes] = {}
-    _walk(top, b"", found, twins)
+    names: dict[int, list[bytes]] = {}
+    _walk(top, b"", found, names)
+    for twins in names.values():
+        for path in twins if len(twins) > 1 else ():
+            found[path]["twin"] = twins[0]
     return found
 
 
-def _walk(directory: int, prefix: bytes, found: Likeness, twins: dict[int, bytes]) -> None:
+def _walk(directory: int, prefix: bytes, found: Likeness, names: dict[int, list[bytes]]) -> None:
     """Closes ``directory``. By descriptors, for paths may be longer than a path can be."""
     below: list[tuple[bytes, bytes]] = []
     for name in sorted(os.fsencode(name) for name in os.listdir(directory)):
@@ -72,11 +87,11 @@ def _walk(directory: int, prefix: bytes, found: Likeness, twins: dict[int, bytes
         elif stat.S_ISFIFO(status.st_mode):
             found[path] = _basics(status)
         if path in found and status.st_nlink > 1:
-            found[path]["twin"] = twins.setdefault(status.st_ino, path)
+            names.setdefault(status.st_ino, []).append(path)
     for name, path in below:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
         found[path] = _describe(os.dup(fd), os.fstat(fd))
-        _walk(fd, path + b"/", found, twins)
+        _walk(fd, path + b"/", found, names)
     os.close(directory)
 
 

@@ -66,12 +66,12 @@ class Describing:
             self._doubts.attributes.add((file_id, name))
 
     def _changed_mode(self, record: Record, path: bytes, _: bytes) -> None:
-        file_id = self._described(record, path)
+        file_id = self._described(record, path, None)
         if file_id is not None:
             self.attributes(file_id, record.aux, UNCHANGED_ID, UNCHANGED_ID, record.end_ns // 1000)
 
     def _changed_owner(self, record: Record, path: bytes, _: bytes) -> None:
-        file_id = self._described(record, path)
+        file_id = self._described(record, path, None)
         if file_id is None:
             return
         node = self._shadow.tree.nodes[file_id]
@@ -83,7 +83,7 @@ class Describing:
         self.attributes(file_id, mode, record.uid, record.gid, record.end_ns // 1000)
 
     def _changed_times(self, record: Record, path: bytes, _: bytes) -> None:
-        file_id = self._described(record, path)
+        file_id = self._described(record, path, b"")
         if file_id is None:
             return
         if TIME_NOW in (record.aux, record.inode2):
@@ -124,17 +124,23 @@ class Describing:
         file_id = self._placer.must_be_known(record, place)
         if file_id is None:
             return
+        self._placer.note_described(record, file_id, name)
         self.xattr(file_id, name, record.end_ns // 1000)
         if not self._doubts.is_news(record.end_ns):
             self._doubts.everything = self._doubts.everywhere_content = True
         elif self._placer.is_uncertain(record):
             self._doubts.attributes.update((suspect, name) for suspect in self._doubts.suspects)
 
-    def _described(self, record: Record, path: bytes) -> int | None:
+    def _described(self, record: Record, path: bytes, name: bytes | None) -> int | None:
         nofollow = record.extra & AT_SYMLINK_NOFOLLOW
-        return self._placer.must_be_known(
+        file_id = self._placer.must_be_known(
             record, self._placer.entry(record, path) if nofollow else self._placer.target(record, path)
         )
+        if file_id is not None:
+            self._placer.note_described(record, file_id, name)
+            if name is not None and self._placer.is_uncertain(record):
+                self._doubts.attributes.add((file_id, name))
+        return file_id
 
 
 def _not_before_1970(value: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 
 from diffkeeper.domain import trees
 from diffkeeper_capture import rereader
@@ -11,6 +12,9 @@ from diffkeeper_capture.framer import FrameSink
 from diffkeeper_capture.path_resolver import Base, Lost, PathResolver, Place, Resolved, base_of
 from diffkeeper_capture.records import Flag, Record
 from diffkeeper_capture.shadow import Shadow, readable
+
+# How many changes of attributes are remembered: more than any machine has calls in flight.
+REMEMBERED = 256
 
 
 class Placer:
@@ -29,6 +33,12 @@ class Placer:
         self._resolver = resolver
         self._doubts = doubts
         self._sink = sink
+        # By-path changes of what files are, lately: when the call ended, the id it was taken to mean, and the
+        # name of the attribute (b"" for times, None for mode and owner).
+        self._described: deque[tuple[int, int, bytes | None]] = deque(maxlen=REMEMBERED)
+
+    def note_described(self, record: Record, file_id: int, name: bytes | None) -> None:
+        self._described.append((record.end_ns, file_id, name))
 
     def must_be_known(self, record: Record, place: Place | None) -> int | None:
         if place is None:
@@ -97,6 +107,21 @@ class Placer:
         if self.is_uncertain(record):
             for place in places:
                 self._doubts.check(*place)
+            self._doubt_described(record, places)
+
+    def _doubt_described(self, record: Record, places: tuple[tuple[int, bytes], ...]) -> None:
+        """What was described while this call ran may have been what it put under the name, or took away."""
+        tree = self._shadow.tree
+        meant = {child for place in places if (child := tree.child(*place)) is not None}
+        for end_ns, file_id, name in self._described:
+            if end_ns < record.start_ns:
+                continue
+            for one in (file_id, *meant):
+                if name is not None:
+                    self._doubts.attributes.add((one, name))
+                elif one in tree.nodes:
+                    for entry in tree.nodes[one].entries:
+                        self._doubts.check(*entry)
 
     def is_uncertain(self, record: Record) -> bool:
         """Whether names may have been others when the call was made than the shadow has them now."""

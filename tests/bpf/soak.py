@@ -1,0 +1,88 @@
+"""The mixed ways of writing for as long as one likes: ``make soak SEED=1 MINUTES=120``.
+
+A round that fails prints its seed, what differs, and (``TRACE=1``) every record and delta of the round.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bpf.following import Following
+from tests.bpf.mixing import Mixing
+from tests.bpf.recording import Lines, Watched
+
+from diffkeeper.domain.deltas import Op
+from diffkeeper_capture.bpf_probe import BpfProbe
+
+RING_BYTES = 64 * 1024 * 1024
+MIXERS = 3
+# A new volume after so many rounds, so that it does not only ever meet what earlier rounds left.
+ROUNDS_A_VOLUME = 100
+
+
+def main() -> int:
+    seed = int(os.environ.get("SEED") or random.randrange(1 << 30))
+    end = time.monotonic() + 60 * float(os.environ.get("MINUTES") or "10")
+    mixers = int(os.environ.get("MIXERS") or MIXERS)
+    probe = BpfProbe(RING_BYTES)
+    rounds = 0
+    try:
+        while time.monotonic() < end:
+            with tempfile.TemporaryDirectory(prefix="dk-soak-") as folder:
+                done = _volume(probe, Path(folder), seed + rounds, mixers, end, rounds + 1)
+            if not done:
+                return 1
+            rounds += done
+            print(f"{rounds} rounds are well, the last with seed {seed + rounds - 1}", flush=True)
+    finally:
+        probe.close()
+    return 0
+
+
+def _volume(probe: BpfProbe, folder: Path, seed: int, mixers: int, end: float, slot: int) -> int:
+    """Rounds at one volume; how many, 0 after a failure."""
+    root = folder / "volume"
+    root.mkdir()
+    fd = os.open(root, os.O_RDONLY)
+    probe.drain(lambda record, payload: None)
+    probe.watch(slot, fd)
+    os.close(fd)
+    mixing = Mixing(Watched(probe, root, slot), folder, mixers)
+    mixing.following.trace = [] if os.environ.get("TRACE") else None
+    try:
+        for number in range(ROUNDS_A_VOLUME):
+            try:
+                mixing.round(seed + number)
+            except AssertionError as error:
+                print(f"seed {seed + number} (round {number + 1} of its volume):\n{error}", file=sys.stderr)
+                _tell(mixing.following, root)
+                return 0
+            if time.monotonic() > end:
+                return number + 1
+    finally:
+        mixing.close()
+        probe.unwatch(slot)
+        shutil.rmtree(root, ignore_errors=True)
+    return ROUNDS_A_VOLUME
+
+
+def _tell(following: Following, root: Path) -> None:
+    if following.trace is None:
+        return
+    lines = Lines(root)
+    for record, payload, _ in following.trace:
+        (line,) = lines.of([(record, payload)])
+        print(record.tid, record.start_ns, record.end_ns, record.inode, line, file=sys.stderr)
+    for delta in following.told:
+        data = delta.data[:30] if delta.op is Op.WRITE else b""
+        print(delta.op.name, delta.file_id, delta.offset, delta.length, data, delta.args, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
