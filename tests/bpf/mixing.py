@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import select
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bpf.following import FOLDER, Following
@@ -76,6 +78,18 @@ class Mixing:
         source = likenesses.likeness(self.following.root)
         differ = likenesses.differences(source, likenesses.likeness(self._replica.path))
         assert not differ, "\n".join(differ)
+
+    def wrong_places(self) -> Iterator[tuple[int, bytes, int]]:
+        """Of each file that differs: id, path, and the first offset with another byte."""
+        tree = self.following.observer.shadow.tree
+        for path, file_id in tree.paths():
+            pair = [os.fsencode(root) + b"/" + path for root in (self.following.root, self._replica.path)]
+            if all(os.path.isfile(one) and not os.path.islink(one) for one in pair):
+                here, there = (Path(os.fsdecode(one)).read_bytes() for one in pair)
+                if here != there:
+                    pairs = enumerate(zip(here, there, strict=False))
+                    place = next((at for at, (one, other) in pairs if one != other), len(here))
+                    yield file_id, path, place
 
 
 def _has_line(mixer: subprocess.Popen[str], wait_s: float) -> bool:

@@ -105,10 +105,12 @@ class Lines:
         bases = [record.inode if record.offset != PathOp.SYMLINK else 0, record.inode2]
         op = PathOp(record.offset)
         if record.flags & Flag.FOUND and op in (PathOp.MKDIR, PathOp.MKNOD):
-            self._names.setdefault(record.inode2, parts[0].rstrip(b"/").rpartition(b"/")[2].decode())
+            self._names.setdefault(
+                record.inode2, parts[0].rstrip(b"/").rpartition(b"/")[2].decode(errors="backslashreplace")
+            )
         said = [op.name.lower()]
         for part, base in zip(parts, bases, strict=False):
-            text = part.replace(self._root, b"$").decode()
+            text = part.replace(self._root, b"$").decode(errors="backslashreplace")
             said.append(text if part.startswith(b"/") or not base else f"{self._names.get(base, '?')}:{text}")
         if op in (PathOp.MKDIR, PathOp.MKNOD, PathOp.CHMOD):
             said.append(f"{record.aux:o}")

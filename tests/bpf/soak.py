@@ -13,12 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bpf.following import Following
 from tests.bpf.mixing import Mixing
 from tests.bpf.recording import Lines, Watched
 
 from diffkeeper.domain.deltas import Op
 from diffkeeper_capture.bpf_probe import BpfProbe
+from diffkeeper_capture.records import NO_VOLUME
 
 RING_BYTES = 64 * 1024 * 1024
 MIXERS = 3
@@ -61,7 +61,7 @@ def _volume(probe: BpfProbe, folder: Path, seed: int, mixers: int, end: float, s
                 mixing.round(seed + number)
             except AssertionError as error:
                 print(f"seed {seed + number} (round {number + 1} of its volume):\n{error}", file=sys.stderr)
-                _tell(mixing.following, root)
+                _tell(mixing, root)
                 return 0
             if time.monotonic() > end:
                 return number + 1
@@ -72,11 +72,17 @@ def _volume(probe: BpfProbe, folder: Path, seed: int, mixers: int, end: float, s
     return ROUNDS_A_VOLUME
 
 
-def _tell(following: Following, root: Path) -> None:
+def _tell(mixing: Mixing, root: Path) -> None:
+    following = mixing.following
     if following.trace is None:
         return
+    for file_id, path, place in mixing.wrong_places():
+        inode = following.observer.shadow.inode_of.get(file_id)
+        print(f"{path!r} is id {file_id}, inode {inode}, first wrong at {place}", file=sys.stderr)
     lines = Lines(root)
     for record, payload, _ in following.trace:
+        if record.volume == NO_VOLUME and b"/dk-soak-" not in payload:
+            continue
         (line,) = lines.of([(record, payload)])
         print(record.tid, record.start_ns, record.end_ns, record.inode, line, file=sys.stderr)
     for delta in following.told:

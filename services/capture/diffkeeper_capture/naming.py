@@ -103,7 +103,7 @@ class Naming:
             return
         if source is None:
             assert target is not None
-            self._moved_in(target)
+            self._moved_in(record, target)
         elif target is None:
             self._moved_out(source, record, exchange)
         else:
@@ -141,8 +141,12 @@ class Naming:
                 # The truncation may have come after this, and meant what was moved.
                 self._doubts.contents.update((source.file_id, target.file_id or source.file_id))
 
-    def _moved_in(self, target: Place) -> None:
-        """From outside: read where it is now. Not a gap, for nothing of it was the volume's before."""
+    def _moved_in(self, record: Record, target: Place) -> None:
+        """From outside: read where it is now. Not a gap, for nothing of it was the volume's before. What had
+        the name is gone, or outside by an exchange.
+        """
+        if target.file_id is not None:
+            self._shadow.remove_tree(target.parent, target.name, record.end_ns // 1000)
         self._doubts.entry(target.parent, target.name)
 
     def _moved_out(self, source: Place, record: Record, exchange: bool) -> None:
@@ -163,7 +167,7 @@ class Naming:
         follow = bool(record.extra & AT_SYMLINK_FOLLOW)
         source = self._placer.target(record, path) if follow else self._placer.entry(record, path)
         if source is None or source.file_id is None:
-            self._moved_in(target)
+            self._doubts.entry(target.parent, target.name)
             return
         self._link(record, source.file_id, target)
 

@@ -292,14 +292,14 @@ class Scanner:
         if is_adopted:
             self._shadow.guessed.add(known)
         self._same_attributes(known, found.status)
-        if self._depth is Depth.CHANGED and not self._contents.is_unchanged(known, found.status):
+        is_changed = self._depth is Depth.CHANGED and not self._contents.is_unchanged(known, found.status)
+        if is_adopted or is_changed:
             self._compare_xattrs(known, found.directory, found.name)
         if found.kind is trees.Kind.DIR:
             if deep or is_adopted:
                 self._queue.append((known, None, True))
         elif found.kind is trees.Kind.FILE:
-            is_stale = self._depth is Depth.CHANGED and not self._contents.is_unchanged(known, found.status)
-            if is_adopted or is_stale:
+            if is_adopted or is_changed:
                 yield from self._read_entry(known, found, is_new=False)
 
     def _same_attributes(self, file_id: int, status: os.stat_result) -> None:
