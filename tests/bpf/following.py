@@ -34,11 +34,13 @@ class Following:
         self._checks = 0
         # Records as they came, with how many deltas there were before; None when nobody wants to know.
         self.trace: list[tuple[Record, bytes, int]] | None = None
-        # The deltas of the round that was compared last.
-        self.told: list[Delta] = []
         for _ in self.observer.scan_base():
             pass
         self.settle()
+
+    @property
+    def told(self) -> list[Delta]:
+        return self.sink.deltas
 
     def close(self) -> None:
         self.observer.close()
@@ -46,7 +48,7 @@ class Following:
     def handle(self, record: Record, payload: memoryview) -> None:
         if record.volume in (self.volume.slot, NO_VOLUME):
             if self.trace is not None:
-                self.trace.append((record, bytes(payload[:200]), len(self.sink.deltas)))
+                self.trace.append((record, bytes(payload[:9000]), len(self.sink.deltas)))
             self.observer.observe(record, payload)
 
     def drain(self) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bpf.following import FOLDER, Following
@@ -26,6 +24,9 @@ class Mixing:
         self.following = Following(volume, scratch)
         outside = scratch / "moved"
         outside.mkdir()
+        self.round_begins = 0
+        # Paths that differed when a round failed.
+        self.wrong: list[bytes] = []
         self._replica = likenesses.Replica(scratch / "replica")
         command = [sys.executable, "-I", "-S", "-B", str(FOLDER / "mixer.py"), str(volume.root), str(outside)]
         self._mixers = [
@@ -43,8 +44,10 @@ class Mixing:
     def round(self, seed: int, steps: int = STEPS) -> None:
         dice = random.Random(seed)
         chosen = self._mixers[: dice.randrange(1, len(self._mixers) + 1)]
-        if self.following.trace is not None:
-            self.following.trace.clear()
+        deltas = self.following.sink.deltas
+        if self.following.trace is None:
+            deltas.clear()
+        self.round_begins = len(deltas)
         for number, mixer in enumerate(chosen):
             assert mixer.stdin is not None
             mixer.stdin.write(f"{seed}/{number} {steps}\n")
@@ -72,24 +75,12 @@ class Mixing:
 
     def _compare(self) -> None:
         deltas = self.following.sink.deltas
-        self._replica.apply(deltas)
-        self.following.told = deltas[:]
-        deltas.clear()
+        self._replica.apply(deltas[self.round_begins :])
         source = likenesses.likeness(self.following.root)
-        differ = likenesses.differences(source, likenesses.likeness(self._replica.path))
+        replica = likenesses.likeness(self._replica.path)
+        self.wrong = sorted(path for path in source if source[path] != replica.get(path))
+        differ = likenesses.differences(source, replica)
         assert not differ, "\n".join(differ)
-
-    def wrong_places(self) -> Iterator[tuple[int, bytes, int]]:
-        """Of each file that differs: id, path, and the first offset with another byte."""
-        tree = self.following.observer.shadow.tree
-        for path, file_id in tree.paths():
-            pair = [os.fsencode(root) + b"/" + path for root in (self.following.root, self._replica.path)]
-            if all(os.path.isfile(one) and not os.path.islink(one) for one in pair):
-                here, there = (Path(os.fsdecode(one)).read_bytes() for one in pair)
-                if here != there:
-                    pairs = enumerate(zip(here, there, strict=False))
-                    place = next((at for at, (one, other) in pairs if one != other), len(here))
-                    yield file_id, path, place
 
 
 def _has_line(mixer: subprocess.Popen[str], wait_s: float) -> bool:

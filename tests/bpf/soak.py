@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.bpf.mixing import Mixing
 from tests.bpf.recording import Lines, Watched
 
-from diffkeeper.domain.deltas import Op
+from diffkeeper.domain.deltas import Delta, Op
 from diffkeeper_capture.bpf_probe import BpfProbe
 from diffkeeper_capture.records import NO_VOLUME
 
@@ -73,21 +73,39 @@ def _volume(probe: BpfProbe, folder: Path, seed: int, mixers: int, end: float, s
 
 
 def _tell(mixing: Mixing, root: Path) -> None:
+    """Everything of this volume about the files that differ, and all of the last round."""
     following = mixing.following
     if following.trace is None:
         return
-    for file_id, path, place in mixing.wrong_places():
-        inode = following.observer.shadow.inode_of.get(file_id)
-        print(f"{path!r} is id {file_id}, inode {inode}, first wrong at {place}", file=sys.stderr)
+    ids: set[int] = set()
+    for path in mixing.wrong:
+        file_id = following.observer.shadow.tree.walk(path)
+        ids.add(file_id or 0)
+        inode = following.observer.shadow.inode_of.get(file_id or 0)
+        print(f"{path!r} is id {file_id}, inode {inode}", file=sys.stderr)
+    inodes = {following.observer.shadow.inode_of.get(file_id) for file_id in ids}
     lines = Lines(root)
-    for record, payload, _ in following.trace:
-        if record.volume == NO_VOLUME and b"/dk-soak-" not in payload:
+    at = 0
+    for record, payload, before in following.trace:
+        recent = before >= mixing.round_begins
+        for number in range(at, before):
+            _tell_delta(following.told[number], ids, recent=number >= mixing.round_begins)
+        at = before
+        if record.volume == NO_VOLUME and b"/dk-soak-" not in payload and record.inode not in inodes:
             continue
         (line,) = lines.of([(record, payload)])
-        print(record.tid, record.start_ns, record.end_ns, record.inode, line, file=sys.stderr)
-    for delta in following.told:
-        data = delta.data[:30] if delta.op is Op.WRITE else b""
-        print(delta.op.name, delta.file_id, delta.offset, delta.length, data, delta.args, file=sys.stderr)
+        if recent or record.inode in inodes or record.inode2 in inodes:
+            print(f"{record.tid} {record.start_ns} {record.end_ns} {record.inode} {line}", file=sys.stderr)
+    for delta in following.told[at:]:
+        _tell_delta(delta, ids, recent=True)
+
+
+def _tell_delta(delta: Delta, ids: set[int], *, recent: bool) -> None:
+    if not recent and delta.file_id not in ids:
+        return
+    data = delta.data[:30] if delta.op is Op.WRITE else b""
+    words = delta.op.name, delta.file_id, delta.offset, delta.length, data, delta.args
+    print("    ", *words, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -298,9 +298,8 @@ class Scanner:
         if found.kind is trees.Kind.DIR:
             if deep or is_adopted:
                 self._queue.append((known, None, True))
-        elif found.kind is trees.Kind.FILE:
-            if is_adopted or is_changed:
-                yield from self._read_entry(known, found, is_new=False)
+        elif found.kind is trees.Kind.FILE and (is_adopted or is_changed):
+            yield from self._read_entry(known, found, is_new=False)
 
     def _same_attributes(self, file_id: int, status: os.stat_result) -> None:
         """Log what differs of mode and owner."""
