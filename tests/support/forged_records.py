@@ -36,6 +36,7 @@ class ForgedProgram:
         status = os.stat(root)
         self._device = kernel_device(status.st_dev)
         self._base = status.st_ino
+        self._machine_root = os.stat("/").st_ino
         self._mount_ns = os.stat("/proc/self/ns/mnt").st_ino
         self._start_ns = 0
 
@@ -211,6 +212,10 @@ class ForgedProgram:
         values["flags"] = int(values["flags"]) | self.flags
         return Record(**values)
 
+    def _base_of(self, path: str) -> int:
+        """The inode that a path is relative to: the program's root, or its working directory."""
+        return self._machine_root if os.path.isabs(path) else self._base
+
     def _full(self, path: str) -> Path:
         return self.root / path
 
@@ -243,5 +248,5 @@ class ForgedProgram:
             payload,
             volume=NO_VOLUME,
             offset=int(op),
-            **{"inode": self._base, "inode2": self._base, **fields},
+            **{"inode": self._base_of(path), "inode2": self._base_of(path2 or ""), **fields},
         )

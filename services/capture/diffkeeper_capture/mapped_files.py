@@ -36,6 +36,8 @@ class MappedFiles:
         self._tells_pages = _file_system(root_fd) in _TELL_PAGES
         self._told: set[int] = set()
         self._work: Iterator[int] | None = None
+        # Inodes that were mapped or stored to before anybody told that they exist.
+        self._expected: dict[int, int] = {}
         shadow.on_forget.append(self._told.discard)
 
     def __bool__(self) -> bool:
@@ -85,16 +87,25 @@ class MappedFiles:
             )
             self._shadow.sink.gap(cause, detail, file_id)
 
-    def follow_what_is_mapped(self, mapped: Iterator[tuple[int, bytes]]) -> None:
-        """Files that were mapped before the probe was there: (inode, path of the process's view).
+    def expect(self, inode: int, mapping: int) -> None:
+        """A file that is not known yet is mapped, or was stored to; see ``follow``."""
+        self._expected[inode] = self._expected.get(inode, mapping) & Mapping.FOLLOWED | Mapping.DIRTY
 
-        Mapping them here as well makes the kernel side follow them; what was stored before is read once.
-        """
-        for inode, _ in mapped:
+    def follow_arrivals(self, arrivals: set[int]) -> None:
+        """Files that came to be known by being found: some may have been mapped all the time. Takes the ids."""
+        for inode, mapping in self._expected.items():
             file_id = self._shadow.by_inode.get(inode)
             if file_id is not None and self._shadow.is_file(file_id):
-                self.compared.follow(file_id)
-                self._tell(file_id, "mmap")
+                self.follow(file_id, mapping)
+        self._expected.clear()
+        if arrivals:
+            for inode in mapped_inodes(self._reader.device):
+                file_id = self._shadow.by_inode.get(inode)
+                if file_id in arrivals and self._shadow.is_file(file_id):
+                    # The kernel side does not follow what was mapped before it, or elsewhere.
+                    self.compared.follow(file_id)
+                    self._tell(file_id, "mmap")
+        arrivals.clear()
 
 
 def _file_system(fd: int) -> int:
@@ -103,8 +114,8 @@ def _file_system(fd: int) -> int:
     return 0 if _LIBC.fstatfs(fd, buffer) else int(buffer[0]) & 0xFFFF_FFFF
 
 
-def mapped_inodes(device: int) -> Iterator[tuple[int, bytes]]:
-    """(inode, path) of every file of a device that some process has mapped shared and writable."""
+def mapped_inodes(device: int) -> Iterator[int]:
+    """Of every file of a device that some process has mapped shared and writable."""
     wanted = b"%02x:%02x" % (os.major(device), os.minor(device))
     for name in os.listdir("/proc"):
         if not name.isdigit():
@@ -114,6 +125,6 @@ def mapped_inodes(device: int) -> Iterator[tuple[int, bytes]]:
                 for line in maps:
                     fields = line.split(None, 5)
                     if len(fields) == 6 and fields[1][1:4:2] == b"ws" and fields[3] == wanted:
-                        yield int(fields[4]), fields[5].rstrip(b"\n")
+                        yield int(fields[4])
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue

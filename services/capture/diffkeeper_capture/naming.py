@@ -44,7 +44,7 @@ class Naming:
         self._doubts = doubts
         self._sink = sink
         self._is_ours = is_ours
-        self._placer = Placer(shadow, reader, resolver, doubts, sink)
+        self._placer = Placer(shadow, reader, resolver, doubts, sink, is_ours)
         self.describing = Describing(shadow, reader, self._placer, doubts, sink)
         self.making = Making(shadow, reader, self._placer, self.describing, doubts, sink, read_all)
         self._truncated_ns = 0  # when the last truncation by path ended

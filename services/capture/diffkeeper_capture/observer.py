@@ -27,12 +27,12 @@ from diffkeeper_capture import allocations, rereader
 from diffkeeper_capture.contents import RACY_NS, Contents, Known, fingerprint
 from diffkeeper_capture.doubts import Doubts
 from diffkeeper_capture.framer import FrameSink
-from diffkeeper_capture.mapped_files import MappedFiles, mapped_inodes
+from diffkeeper_capture.mapped_files import MappedFiles
 from diffkeeper_capture.naming import Naming
 from diffkeeper_capture.overlaps import Overlaps
 from diffkeeper_capture.page_digests import Digests
 from diffkeeper_capture.path_resolver import PathResolver
-from diffkeeper_capture.records import NO_VOLUME, Flag, Kind, Record
+from diffkeeper_capture.records import NO_VOLUME, Flag, Kind, Mapping, Record
 from diffkeeper_capture.scanner import Depth, Progress, Scanner
 from diffkeeper_capture.settling import SETTLE_BUDGET_BYTES, Settler
 from diffkeeper_capture.shadow import Shadow
@@ -268,12 +268,17 @@ class Observer:
         file_id = self._known_id(record)
         if file_id is not None:
             self.mapped.follow(file_id, record.inode2)
+        elif not record.flags & Flag.UNLINKED:
+            self.mapped.expect(record.inode, record.inode2)
 
     def _on_dirtied(self, record: Record, payload: memoryview) -> None:
         if record.volume == NO_VOLUME and not self._is_known_here(record):
             return
         file_id = self._known_id(record)
-        if file_id is not None and self.shadow.is_file(file_id):
+        if file_id is None:
+            if not record.flags & Flag.UNLINKED:
+                self.mapped.expect(record.inode, Mapping.FOLLOWED | Mapping.DIRTY)
+        elif self.shadow.is_file(file_id):
             self.mapped.dirtied(file_id, record.offset, record.length)
 
     def _on_unseen(self, record: Record, payload: memoryview) -> None:
@@ -400,6 +405,7 @@ class Observer:
             return False
         if self.unseen_writers and not self.doubts.is_scanning and not self._settler.compare_all():
             return False
+        self.mapped.follow_arrivals(self.scanner.arrivals)
         if not self.log_stores(budget):
             return False
         self._is_in_barrier = False
@@ -420,7 +426,7 @@ class Observer:
         BASE_END.
         """
         yield from self._settler.scan_base()
-        self._follow_mapped()
+        self.mapped.follow_arrivals(self.scanner.arrivals)
 
     def compare(
         self, scope: dict[int, frozenset[bytes] | None], *, deep: bool, depth: Depth
@@ -433,11 +439,8 @@ class Observer:
         the log.
         """
         yield from self._settler.rescan(cause)
-        self._follow_mapped()
-
-    def _follow_mapped(self) -> None:
-        if not self.contents.sole_source:
-            self.mapped.follow_what_is_mapped(mapped_inodes(self.reader.device))
+        self.scanner.arrivals |= self.shadow.tree.nodes.keys()
+        self.mapped.follow_arrivals(self.scanner.arrivals)
 
     def _adopt(self, state: trees.TreeState) -> None:
         for file_id, identity in state.identities.items():

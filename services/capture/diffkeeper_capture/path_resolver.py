@@ -55,8 +55,13 @@ class Outside:
     """The path does not lead into the volume."""
 
 
+class Unsure:
+    """The path means something in a world of which nobody is left: it may lead into the volume."""
+
+
 OUTSIDE = Outside()
-Resolved = Place | Lost | Outside
+UNSURE = Unsure()
+Resolved = Place | Lost | Outside | Unsure
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +98,11 @@ class PathResolver:
         # (namespace, base device and inode if relative, directory as written) → (where it enters or None,
         # until when).
         self._outside: dict[tuple[int, int, int, bytes], tuple[tuple[int, bytes] | None, int]] = {}
-        # (namespace, device and inode of the root) → a process seen there.
+        # (namespace, device and inode of the root) → a process seen there, and until when nobody was.
         self._living: dict[tuple[int, int, int], int] = {}
+        self._deserted: dict[tuple[int, int, int], int] = {}
+        # Of the path resolved last: it was looked up in our own world for want of its caller's.
+        self._is_world_gone = False
 
     def entry(self, base: Base, path: bytes) -> Resolved:
         """The entry that a path names, its last component not followed."""
@@ -114,9 +122,11 @@ class PathResolver:
             at = self._known(base)
             if at is not None and self._shadow.is_directory(at):
                 return self._walk(base, at, path, follow=follow, hops=hops)
+        elif base.is_root and (at := self._known(base)) is not None and self._shadow.is_directory(at):
+            return self._walk(base, at, path, follow=follow, hops=hops)  # its root is in the volume
         start = self._enter(base, path, follow)
         if start is None:
-            return OUTSIDE
+            return UNSURE if self._is_world_gone else OUTSIDE
         return self._walk(base, start[0], start[1], follow=follow, hops=hops)
 
     def _known(self, base: Base) -> int | None:
@@ -187,6 +197,7 @@ class PathResolver:
 
     def _enter(self, base: Base, path: bytes, follow: bool) -> tuple[int, bytes] | None:
         """Where a path from outside gets into the volume: (directory id, what is left of the path)."""
+        self._is_world_gone = False
         is_absolute = path.startswith(b"/")
         if is_absolute:
             if self._sees_as_we_do(base):
@@ -281,8 +292,25 @@ class PathResolver:
             if self._world_of(tgid) == world:
                 self._living[world] = tgid
                 return [b"/proc/%d/root" % tgid]
-        # The caller is gone and so is everyone we knew there: most namespaces share most paths.
+        found = self._search_living(world, base.now_ns)
+        if found is not None:
+            return [b"/proc/%d/root" % found]
+        # The caller is gone and so is everyone there: most namespaces share most paths.
+        self._is_world_gone = True
         return [b""]
+
+    def _search_living(self, world: tuple[int, int, int], now_ns: int) -> int | None:
+        """Some process of a world. That there is none is believed for a while, for looking costs."""
+        if self._deserted.get(world, 0) > now_ns:
+            return None
+        for name in os.listdir("/proc"):
+            if name.isdigit() and self._world_of(int(name)) == world:
+                self._living[world] = int(name)
+                return int(name)
+        if len(self._deserted) >= REMEMBERED_MAX:
+            self._deserted.clear()
+        self._deserted[world] = now_ns + MEMORY_NS
+        return None
 
     def _root_of(self, base: Base) -> Base | None:
         """The root of the caller, from which an absolute link goes on; None when nobody knows it any more."""
@@ -357,6 +385,7 @@ __all__ = [
     "PathResolver",
     "Place",
     "Resolved",
+    "Unsure",
     "base_of",
     "kernel_device",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable
 
 from diffkeeper.domain import trees
 from diffkeeper_capture import rereader
 from diffkeeper_capture.doubts import Doubts
 from diffkeeper_capture.framer import FrameSink
-from diffkeeper_capture.path_resolver import Base, Lost, PathResolver, Place, Resolved, base_of
+from diffkeeper_capture.path_resolver import Base, Lost, PathResolver, Place, Resolved, Unsure, base_of
 from diffkeeper_capture.records import Flag, Record
 from diffkeeper_capture.shadow import Shadow, readable
 
@@ -27,12 +28,14 @@ class Placer:
         resolver: PathResolver,
         doubts: Doubts,
         sink: FrameSink,
+        is_ours: Callable[[int], bool],
     ) -> None:
         self._shadow = shadow
         self._reader = reader
         self._resolver = resolver
         self._doubts = doubts
         self._sink = sink
+        self._is_ours = is_ours
         # By-path changes of what files are, lately: when the call ended, the id it was taken to mean, and the
         # name of the attribute (b"" for times, None for mode and owner).
         self._described: deque[tuple[int, int, bytes | None]] = deque(maxlen=REMEMBERED)
@@ -67,6 +70,11 @@ class Placer:
             return resolved
         if isinstance(resolved, Lost):
             self.contradiction(record, resolved.directory, resolved.name, "a path leads to what is not known")
+        elif isinstance(resolved, Unsure):
+            if self._is_ours(record.tgid):
+                detail = f"process {record.tgid} is gone with its mounts: {readable(path[:200])}"
+                self._sink.gap("path-not-known", detail)
+                self._doubts.everything = self._doubts.everywhere_content = True
         elif self._may_be_ours(base, path):
             self.doubt_unmapped()
         return None

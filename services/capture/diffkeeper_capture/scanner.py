@@ -81,6 +81,8 @@ class Scanner:
         self.looked = 0
         # Directories that were to be listed and were not where they should be.
         self.unreached: set[int] = set()
+        # Files that were found, not told of; whoever wants to know takes them.
+        self.arrivals: set[int] = set()
         self.sightings = Sightings(is_impatient=contents.sole_source)
         self._shadow = shadow
         self._reader = reader
@@ -436,6 +438,8 @@ class Scanner:
         self._compare_xattrs(file_id, found.directory, found.name)
         if self._contents.sole_source:
             self._contents.known[file_id] = Known(NEVER)
+        elif found.kind is trees.Kind.FILE:
+            self.arrivals.add(file_id)
         return file_id
 
     # ---- content

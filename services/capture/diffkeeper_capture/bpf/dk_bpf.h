@@ -61,6 +61,7 @@ struct hlist_head {
 
 struct super_block {
 	u32 s_dev;
+	unsigned long s_magic;
 	struct list_head s_inodes;
 } CORE;
 
@@ -68,8 +69,13 @@ struct xarray {
 	u32 xa_flags;
 } CORE;
 
+typedef struct {
+	s32 counter;
+} CORE atomic_t;
+
 struct address_space {
 	struct inode *host;
+	atomic_t i_mmap_writable;
 	struct xarray i_pages;
 } CORE;
 
@@ -117,6 +123,12 @@ struct file {
 	u32 f_flags;
 	struct path f_path;
 	s64 f_pos;
+} CORE;
+
+/* The file below an overlay, and where its opener saw it. */
+struct backing_file {
+	struct file file;
+	struct path user_path;
 } CORE;
 
 struct fdtable {

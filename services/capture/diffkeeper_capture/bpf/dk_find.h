@@ -7,6 +7,7 @@
 #define S_IFDIR 0040000
 #define S_IFLNK 0120000
 #define FMODE_WRITE 2
+#define OVERLAY_MAGIC 0x794c7630
 #define PF_KTHREAD 0x200000
 
 struct {

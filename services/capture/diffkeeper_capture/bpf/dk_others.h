@@ -35,13 +35,20 @@ static int on_simple(struct task_struct *task, u32 nr, u32 kind, u64 fd)
 
 static int tell_mapped(struct task_struct *task, struct file *file, u64 offset, u64 length, u32 nr)
 {
-	struct inode *inode = regular(file);
+	struct dentry *dentry = file->f_path.dentry, *seen = AS(backing_file, file)->user_path.dentry;
 	struct dk_record *record;
+	struct inode *inode;
 	u32 volume;
 
-	if (!inode)
+	/* What is mapped on an overlay is the file below it, which knows how it was seen. */
+	if (seen->d_sb->s_magic == OVERLAY_MAGIC && seen->d_inode)
+		dentry = seen;
+	inode = dentry->d_inode;
+	if ((inode->i_mode & S_IFMT) != S_IFREG || !may_hold_volume(inode->i_sb->s_dev))
 		return 0;
-	volume = volume_of_fd(task, file);
+	volume = volume_of(dentry);
+	if (volume >= TOO_DEEP || is_ignored(task))
+		volume = NO_VOLUME;
 	if (volume == NO_VOLUME && (inode->i_nlink <= 1 || is_ignored(task)))
 		return 0;
 	record = begin_record(KIND_MAPPED, volume, inode, 0);

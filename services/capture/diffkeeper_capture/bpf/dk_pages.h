@@ -25,7 +25,7 @@ INLINE bool is_mapped(struct inode *inode)
 {
 	struct dk_file_key key = {.inode = inode->i_ino, .device = inode->i_sb->s_dev};
 
-	return state.mapped && bpf_map_lookup_elem(&mapped, &key);
+	return state.mapped && inode->i_mapping->i_mmap_writable.counter > 0 && bpf_map_lookup_elem(&mapped, &key);
 }
 
 /* From now on the pages of this file are told; and was one dirty before? */
