@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # The build hook compiles these; a change must compile them again.
-BPF_SOURCES := $(wildcard services/capture/diffkeeper_capture/bpf/*.c services/capture/diffkeeper_capture/bpf/*.h)
+BPF_SOURCES := $(wildcard services/capture/diffkeeper_capture/bpf/*.[ch] services/capture/diffkeeper_capture/native/*.c)
 
 .PHONY: help demo test check format bench clean
 .DEFAULT_GOAL := help
@@ -49,5 +49,5 @@ bench: $(STAMP)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -f services/capture/diffkeeper_capture/bpf/*.o
+	rm -f services/capture/diffkeeper_capture/bpf/*.o services/capture/diffkeeper_capture/native/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

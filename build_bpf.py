@@ -1,8 +1,11 @@
-"""Compiles the exact probe: a build hook of hatchling, and `python build_bpf.py` for a working copy.
+"""Compiles the exact probe and the capture's inner loop: a build hook of hatchling, and `python build_bpf.py` for a
+working copy.
 
-One object for each architecture is made on any machine (the target is BPF, only the numbers of system calls
-and the registers differ), so the wheel stays pure. ziglang brings clang; no package of the distribution is
-needed.
+One object for each architecture is made on any machine (the probe's target is BPF, where only the numbers of
+system calls and the registers differ; the loop is plain C without any part of Python in it, so it is
+cross-compiled and serves every version), so one wheel is right everywhere and stays pure. Where no object fits, such
+as beside another C library, the loop's twin in Python does the same. ziglang brings clang; no package of the
+distribution is needed.
 """
 
 from __future__ import annotations
@@ -12,30 +15,39 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BPF = Path(__file__).resolve().parent / "services" / "capture" / "diffkeeper_capture" / "bpf"
+CAPTURE = Path(__file__).resolve().parent / "services" / "capture" / "diffkeeper_capture"
+BPF = CAPTURE / "bpf"
+NATIVE = CAPTURE / "native"
 ARCHITECTURES = {"x86_64": "DK_X86_64", "aarch64": "DK_AARCH64"}
 TARGET = ["-target", "bpfel-freestanding", "-mcpu=v3", "-O2", "-g"]
-FLAGS = [*TARGET, "-Wall", "-Wextra", "-Werror", "-fno-stack-protector", "-fno-asynchronous-unwind-tables"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+FLAGS = [*TARGET, *WARNINGS, "-fno-stack-protector", "-fno-asynchronous-unwind-tables"]
+# The oldest C library that any supported Python runs with.
+SHARED = ["-shared", "-fPIC", "-O2", "-s", *WARNINGS]
+C_LIBRARY = "linux-gnu.2.17"
 
 
-def compile_all(folder: Path = BPF) -> list[Path]:
+def compile_all(bpf: Path = BPF, native: Path = NATIVE) -> list[Path]:
     """Compile for every architecture, only where a source is newer than its object; the objects."""
-    sources = [*folder.glob("*.c"), *folder.glob("*.h"), Path(__file__)]
-    newest = max(source.stat().st_mtime_ns for source in sources)
     objects = []
     for architecture, define in ARCHITECTURES.items():
-        target = folder / f"capture.{architecture}.o"
-        if not target.exists() or target.stat().st_mtime_ns < newest:
-            _compile(folder / "capture.bpf.c", target, define)
-        objects.append(target)
+        probe = bpf / f"capture.{architecture}.o"
+        _compile(bpf / "capture.bpf.c", probe, [*FLAGS, f"-D{define}", "-c"])
+        loop = native / f"write_lanes.{architecture}.so"
+        _compile(native / "write_lanes.c", loop, ["-target", f"{architecture}-{C_LIBRARY}", *SHARED])
+        objects += [probe, loop]
     return objects
 
 
-def _compile(source: Path, target: Path, define: str) -> None:
-    unfinished = target.with_suffix(".o.new")
-    compiler = [sys.executable, "-m", "ziglang", "cc", *FLAGS, f"-D{define}"]
+def _compile(source: Path, target: Path, flags: list[str]) -> None:
+    sources = [*source.parent.glob("*.c"), *source.parent.glob("*.h"), Path(__file__)]
+    newest = max(source.stat().st_mtime_ns for source in sources)
+    if target.exists() and target.stat().st_mtime_ns >= newest:
+        return
+    unfinished = target.with_name(f"{target.name}.new")
+    compiler = [sys.executable, "-m", "ziglang", "cc", *flags]
     done = subprocess.run(
-        [*compiler, "-c", str(source), "-o", str(unfinished)], capture_output=True, text=True, check=False
+        [*compiler, str(source), "-o", str(unfinished)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"could not compile {source.name} for {target.name}:\n{done.stderr}")

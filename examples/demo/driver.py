@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import http.client
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from examples.demo import checker, injector, load, product, report, view
+
+from diffkeeper import nats_server
 
 VOLUME = "orders"
 EAST, WEST = "east", "west"
@@ -39,7 +40,7 @@ class Demo:
     def __init__(self, place: Path, shown: view.View, seed: int, seconds: float) -> None:
         self.place = place
         self.deployment = place / DEPLOYMENT
-        self.port = free_port()
+        self.port = nats_server.free_port()
         self._view = shown
         self._chance = random.Random(seed)
         self._seconds = seconds
@@ -203,9 +204,3 @@ def answers(port: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

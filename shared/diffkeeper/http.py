@@ -145,10 +145,23 @@ def _read_answer(url: str, status: int, answer: bytes) -> Any:
         ) from error
     if status < 400:
         return value
+    raise _sent_error(url, status, value)
+
+
+def error_of(status: int, answer: bytes) -> errors.DiffKeeperError:
+    """The error in the body of a refused call whose answer is read as a stream."""
+    try:
+        value = msgspec.json.decode(answer)
+    except msgspec.DecodeError:
+        value = None
+    return _sent_error("the service", status, value)
+
+
+def _sent_error(url: str, status: int, value: Any) -> errors.DiffKeeperError:
     sent = value.get("error") if isinstance(value, dict) else None
     if isinstance(sent, dict):
-        raise errors.from_dict(sent)
-    raise errors.DiffKeeperError(f"{url} answered {status}", reason="bad-answer", status=status)
+        return errors.from_dict(sent)
+    return errors.DiffKeeperError(f"{url} answered {status}", reason="bad-answer", status=status)
 
 
 def _ask_token(token: str) -> Any:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from tests.support.deployments import Deployment, environment, until
 
+from diffkeeper import __version__
+
 pytestmark = [pytest.mark.disaster, pytest.mark.timeout(240)]
 
 
@@ -50,6 +52,8 @@ async def test_children_of_a_killed_control_are_adopted_and_an_ordered_stop_leav
         os.kill(pid, 0)
     await deployment.up()
     assert await pids(deployment) == before, "nothing was started twice"
+    versions = [set(site["versions"].values()) for site in (await deployment.get("/v1/status"))["sites"]]
+    assert versions == [{__version__}] * 2
 
     assert await deployment.shut_down() == 0
     assert deployment.processes() == {}

@@ -61,8 +61,6 @@ def test_a_deployment_goes_up_once_is_adopted_after_control_died_and_goes_down(t
         before = {name: one["pid"] for name, one in note["sites"]["east"]["processes"].items()}
         os.kill(note["control"]["pid"], signal.SIGKILL)
         assert dkctl("status", *where).returncode == 4
-        orphaned = dkctl("down", *where)
-        assert (orphaned.returncode, "takes them over" in orphaned.stderr) == (4, True)
         adopted = dkctl("up", "--detach", "--json", *where)
         assert adopted.returncode == 0, adopted.stderr
         after = json.loads((tmp_path / "d" / "deployment.json").read_text())
@@ -72,6 +70,18 @@ def test_a_deployment_goes_up_once_is_adopted_after_control_died_and_goes_down(t
     assert down.returncode == 0, down.stderr
     assert leftovers.working_below(tmp_path) == []
     assert "Nothing of the deployment" in dkctl("down", *where).stdout
+
+
+def test_down_takes_over_what_a_dead_control_left_and_stops_it(tmp_path: Path) -> None:
+    where = ("--dir", str(tmp_path / "d"))
+    try:
+        assert dkctl("up", "--detach", *where).returncode == 0
+        note = json.loads((tmp_path / "d" / "deployment.json").read_text())
+        os.kill(note["control"]["pid"], signal.SIGKILL)
+    finally:
+        down = dkctl("down", *where)
+    assert (down.returncode, "taking over" in down.stderr) == (0, True), down.stderr
+    assert leftovers.working_below(tmp_path) == []
 
 
 def test_ctrl_c_stops_a_deployment_in_the_foreground_in_order(tmp_path: Path) -> None:

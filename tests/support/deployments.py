@@ -111,7 +111,13 @@ class Deployment:
         return site
 
     async def run(
-        self, volume: str, site: str, path: Path, argv: list[str], durability: str = "remote"
+        self,
+        volume: str,
+        site: str,
+        path: Path,
+        argv: list[str],
+        durability: str = "remote",
+        front_door: dict[str, Any] | None = None,
     ) -> subprocess.Popen[bytes]:
         """What ``dkctl run`` does up to the start of the program; its output goes to ``VOLUME.out``."""
         body = {
@@ -121,6 +127,7 @@ class Deployment:
             "env": environment(),
             "cwd": str(self.base),
             "durability": durability,
+            "front_door": front_door,
         }
         ready = await self.post(f"/v1/volumes/{volume}/run", body)
         await until(lambda: self.volume(volume), lambda found: bool(found["ready"]), "the base is safe")

@@ -6,8 +6,10 @@ import threading
 import time
 from pathlib import Path
 
-from examples.demo import checker, driver, load
+from examples.demo import checker, load
 from examples.orders import orders
+
+from diffkeeper import nats_server
 
 WAIT_S = 10.0
 
@@ -33,7 +35,7 @@ def wait_for(client: load.Load, count: int) -> None:
 
 
 def test_orders_are_placed_written_down_and_found(tmp_path: Path) -> None:
-    port = driver.free_port()
+    port = nats_server.free_port()
     service = Service(tmp_path / "data", port)
     client = load.Load(port, tmp_path / "client.jsonl", workers=2, seed=1)
     client.start()
@@ -50,7 +52,7 @@ def test_orders_are_placed_written_down_and_found(tmp_path: Path) -> None:
 def test_the_client_waits_for_a_service_that_is_not_there_yet_and_knows_how_long(
     tmp_path: Path,
 ) -> None:
-    port = driver.free_port()
+    port = nats_server.free_port()
     client = load.Load(port, tmp_path / "client.jsonl", workers=2, seed=1)
     since = load.now_us()
     client.start()
@@ -74,7 +76,7 @@ def test_the_client_waits_for_a_service_that_is_not_there_yet_and_knows_how_long
 def test_the_same_seed_orders_the_same_things(tmp_path: Path) -> None:
     seen = []
     for attempt in range(2):
-        port = driver.free_port()
+        port = nats_server.free_port()
         service = Service(tmp_path / f"data{attempt}", port)
         client = load.Load(port, tmp_path / f"client{attempt}.jsonl", workers=1, seed=7)
         client.start()

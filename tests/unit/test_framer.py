@@ -55,7 +55,7 @@ def test_frames_follow_each_other_from_the_tip_given() -> None:
 
 def test_a_full_frame_is_sealed_by_itself_and_taken_in_order() -> None:
     made = framer()
-    data = os.urandom(256 * 1024)
+    data = os.urandom(limits.FRAME_TARGET_BYTES // 4)
     for number in range(10):
         made.add_write(2, number * len(data), data, 1_000_000)
     early = made.take()

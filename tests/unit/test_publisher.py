@@ -112,7 +112,7 @@ async def test_frames_offered_are_stored_in_order_and_waiters_are_told(world: Wo
 
 async def test_what_does_not_fit_into_the_window_is_read_back_from_the_spool(world: World) -> None:
     sent = list(framing.chain(300, size=500))
-    publisher = world.publisher(window=publishers.Window(frames=5, bytes=3000))
+    publisher = world.publisher(window=publishers.Window(frames=5, bytes=3000, ready_bytes=3000))
     async with running(publisher):
         offer(world, publisher, sent)
         assert len(publisher._ready) < 10, "memory is bounded by the window"

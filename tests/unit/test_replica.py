@@ -27,8 +27,8 @@ from tests.support.made_logs import FrameChain
 from diffkeeper.domain import errors, frames, positions, trees, volumes
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op, write
 from diffkeeper.log import event_log
-from diffkeeper_replicator import reports
-from diffkeeper_replicator.cursor import Role
+from diffkeeper_replicator import branches, reports
+from diffkeeper_replicator.cursor import Reclaim, Role
 
 
 async def _followed(east: Site, west: Site) -> Leader:
@@ -246,9 +246,8 @@ async def test_a_fence_in_the_old_stream_is_passed_by_when_the_site_leads_again(
         assert (west.path / "data").read_bytes() == b"back"
 
 
-@pytest.mark.parametrize("told", [True, False])
-async def test_a_tail_beyond_the_parent_is_not_mixed_in_and_a_rebuild_sets_it_aside(
-    tmp_path: Path, told: bool
+async def test_a_tail_beyond_a_parent_that_nobody_told_stalls_and_a_rebuild_sets_it_aside(
+    tmp_path: Path,
 ) -> None:
     async with sites(tmp_path, "east", "west", "north") as (east, west, north):
         leader = await _followed(east, west)
@@ -258,7 +257,7 @@ async def test_a_tail_beyond_the_parent_is_not_mixed_in_and_a_rebuild_sets_it_as
             await applied(north, await leader.publish(write(2, 0, text)))
         reign = Leader(west.log, common, 2)
         last = await reign.publish(write(2, 0, b"main"))
-        await north.replica.put_role(follow(link("east", 1), link("west", 2, common if told else None)))
+        await north.replica.put_role(follow(link("east", 1), link("west", 2)))
         status = await _error_of(north, "tail-beyond-parent")
         assert status["state"] == "stalled"
         assert (north.path / "data").read_bytes() == b"tail two"
@@ -272,6 +271,85 @@ async def test_a_tail_beyond_the_parent_is_not_mixed_in_and_a_rebuild_sets_it_as
         assert tail == ["1.2.frame", "1.3.frame"]
         (kept,) = north.path.parent.glob("orders.kept-*")
         assert (kept / "data").read_bytes() == b"tail two"
+
+
+@pytest.mark.parametrize("end", ["running", "orderly", "killed"])
+async def test_a_tail_beyond_the_parent_becomes_a_branch_and_the_directory_goes_back(
+    tmp_path: Path, end: str
+) -> None:
+    async with sites(tmp_path, "east", "west", "north") as (east, west, north):
+        leader = await _followed(east, west)
+        common = leader.chain.tip
+        await north.replica.put_role(follow(link("east", 1)))
+        await applied(north, leader.frames[-1])
+        await applied(north, await leader.publish(write(2, 0, b"tail one")))
+        create = Delta(Op.CREATE, 3, args=(ROOT_ID, b"more", 0o644, 0, 0))
+        await applied(north, await leader.publish(write(2, 0, b"tail two"), create, write(3, 0, b"more")))
+        reign = Leader(west.log, common, 2)
+        # The new leader gives the id anew.
+        other = Delta(Op.CREATE, 3, args=(ROOT_ID, b"other", 0o644, 0, 0))
+        last = await reign.publish(write(2, 0, b"main"), other, write(3, 0, b"new"))
+        inode = (north.path / "data").stat().st_ino
+        if end != "running":
+            await north.restart(orderly=end == "orderly")
+        await north.replica.put_role(follow(link("east", 1), link("west", 2, common)))
+        await applied(north, last)
+        found = {path.name: path.read_bytes() for path in north.path.iterdir()}
+        assert found == {"data": b"main", "other": b"new"}
+        if end != "killed":  # then what was made since the last checkpoint is made again
+            assert (north.path / "data").stat().st_ino == inode, "nothing was copied"
+        await proven(north)
+        (branch,) = branches.find_all(north.files.orphans)
+        assert (branch.note.parent, branch.note.end, branch.note.frames) == ("1.1", "1.3", 2)
+        kept = {(c.path, c.kind): b"".join(map(branch.read, c.ranges)) for c in branch.changes()}
+        assert kept == {(b"data", "changed"): b"tail two", (b"more", "added"): b"more"}
+        assert [frame.hash for frame in branch.tail()] == [frame.hash for frame in leader.frames[1:]]
+
+
+@pytest.mark.parametrize("end", ["running", "killed"])
+async def test_the_directory_of_a_fenced_leader_is_taken_back_in_place(tmp_path: Path, end: str) -> None:
+    async with sites(tmp_path, "east", "west") as (east, west):
+        leader = await _followed(east, west)
+        common = leader.chain.tip
+        # What its program wrote: captured in part, and in part not.
+        data = tmp_path / "data"
+        data.mkdir()
+        (data / "data").write_bytes(b"tail")
+        (data / "lost").write_bytes(b"never captured")
+        await leader.publish(write(2, 0, b"tail"))
+        await west.replica.put_role(follow(link("east", 1)))
+        reign = Leader(west.log, common, 2)
+        first = await reign.publish(write(2, 4, b" main"))
+        inode = (data / "data").stat().st_ino
+        chain = (link("east", 1), link("west", 2, common))
+        await east.replica.put_role(follow(*chain, path=str(data), reclaim=Reclaim(1)))
+        await applied(east, first)
+        if end == "killed":
+            await east.restart(orderly=False)
+        last = await reign.publish(write(2, 9, b" on"))
+        await applied(east, last)
+        assert {path.name: path.read_bytes() for path in data.iterdir()} == {"data": b"base main on"}
+        assert (data / "data").stat().st_ino == inode
+        await proven(east)
+        (branch,) = branches.find_all(east.files.orphans)
+        assert (branch.note.name, branch.note.frames) == ("east-1-1", 1)
+        kept = {(c.path, c.kind): b"".join(map(branch.read, c.ranges)) for c in branch.changes()}
+        assert kept == {(b"data", "changed"): b"tail", (b"lost", "added"): b"never captured"}
+
+
+async def test_a_directory_that_cannot_be_taken_back_says_so_and_is_left_alone(tmp_path: Path) -> None:
+    async with sites(tmp_path, "east", "west") as (east, west):
+        leader = await _followed(east, west)
+        common = leader.chain.tip
+        data = tmp_path / "data"
+        data.write_bytes(b"no directory at all")
+        reign = Leader(west.log, common, 2)
+        await reign.publish(write(2, 0, b"main"))
+        chain = (link("east", 1), link("west", 2, common))
+        await east.replica.put_role(follow(*chain, path=str(data), reclaim=Reclaim(1)))
+        status = await _error_of(east, "not-reclaimed")
+        assert status["state"] == "failed"
+        assert data.read_bytes() == b"no directory at all"
 
 
 async def test_a_forged_frame_a_fork_and_a_gap_stall_the_replica_and_are_not_applied(tmp_path: Path) -> None:
@@ -348,10 +426,12 @@ async def test_a_missing_or_replaced_directory_is_a_fault_and_a_rebuild_makes_it
         leader = await _followed(east, west)
         for damage, reason in (("gone", "replica-missing"), ("replaced", "replica-replaced")):
             await west.replica.close()
+            other = west.path.with_name("other")
+            if damage == "replaced":
+                other.mkdir()  # while the old one is there, so that it has another inode number
             shutil.rmtree(west.path)
             if damage == "replaced":
-                west.path.with_name("filler").mkdir(exist_ok=True)  # takes the freed inode number
-                west.path.mkdir()
+                other.rename(west.path)
                 (west.path / "somebody's").write_bytes(b"work")
             await west.restart(orderly=False)
             status = await _error_of(west, reason)

@@ -144,8 +144,18 @@ class Arena:
         self.paths[self.other] = self.trial.wait_following(VOLUME, self.other)
         return outcome
 
+    def take_over(self, operation: dict[str, Any]) -> None:
+        """The victim runs at the other site now, as a finished failover says."""
+        victims.wait_ready(self.victim)
+        self.paths[self.other] = Path(str(operation["result"]["path"]))
+        self._swap()
+
+    def clients(self, seed: int, name: str) -> load.Load:
+        """At work while the context lasts; ``name`` tells the keys of one load from those of another."""
+        return load.Load(self.victim, self.history, name, seed)
+
     def _load(self, seed: int) -> load.Load:
-        return load.Load(self.victim, self.history, f"r{self._round}", seed)
+        return self.clients(seed, f"r{self._round}")
 
     def _look(self, operation: dict[str, Any], report: Report | None = None) -> Outcome:
         may_lose = report is not None and self._durability == "observe"

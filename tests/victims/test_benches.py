@@ -25,8 +25,12 @@ from dkctl.bench import trials
             ["failover", "--size", "1", "--rounds", "1"],
             {"planned_promoted_1mb_p50", "forced_promoted_1mb_max", "forced_first_write_1mb_p99"},
         ),
+        (
+            ["failover", "--front-door", "--size", "1", "--moves", "2", "--requests", "20"],
+            {"requests_1mb", "longest_stall_1mb_p99"},
+        ),
     ],
-    ids=["capture", "lag", "failover"],
+    ids=["capture", "lag", "failover", "front-door"],
 )
 def test_bench_gives_its_figures_with_their_baselines(arguments: list[str], expected: set[str]) -> None:
     done = subprocess.run(

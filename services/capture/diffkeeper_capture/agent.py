@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from diffkeeper import __version__
 from diffkeeper.domain import errors, volumes
 from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.log.event_log import EventLog
@@ -99,6 +100,7 @@ class Agent:
         if self._probe is not None:
             self._probe.close()
         self._packer.shutdown()
+        self._launcher.close()
 
     # -- orders ----------------------------------------------------------------------------------------------
 
@@ -176,6 +178,13 @@ class Agent:
             _log.error("ending the program of a fenced volume", volume=capture.order.volume)
             await volume_end.stop_program(capture, self._gate_socket, FENCED_GRACE_S)
 
+    async def prepare(
+        self, name: str, path: Path, level: Level, command: programs.Command, wait: bool
+    ) -> bool:
+        """Get ready to start a program of a volume that is about to come here; whether that was possible."""
+        volumes.check_name("volume", name)
+        return await self._launcher.prepare(name, path, level, command, wait) is not None
+
     async def start(self, name: str, command: programs.Command) -> dict[str, Any]:
         """Start a program; ``{pid}``. Raises Refused when one runs or it cannot be executed."""
         async with self._orders:
@@ -238,6 +247,7 @@ class Agent:
             "gate_socket": str(self._gate_path),
             "records": 0 if self._drain is None else self._drain.records,
             "started_us": self._started_us,
+            "version": __version__,
             "at_us": time.time_ns() // 1000,
             "volumes": [self._status_of(held.capture) for _, held in sorted(self._held.items())],
         }

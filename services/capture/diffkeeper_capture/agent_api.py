@@ -40,6 +40,13 @@ class StartBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     bind: str | None = None
 
 
+class PrepareBody(StartBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    path: str
+    durability: str
+    # Until it is ready, and not only begun.
+    wait: bool = True
+
+
 class SyncBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     level: str
     timeout_s: float = 30.0
@@ -68,6 +75,7 @@ class AgentApi:
                 web.get("/healthz", self._healthz),
                 web.get("/v1/status", self._status),
                 web.post(f"{volume}/attach", self._attach),
+                web.post(f"{volume}/prepare", self._prepare),
                 web.post(f"{volume}/start", self._start),
                 web.post(f"{volume}/sync", self._sync),
                 web.post(f"{volume}/handover", self._handover),
@@ -98,6 +106,17 @@ class AgentApi:
             body.probe,
         )
         return http.json_response(await self._agent.attach(order))
+
+    async def _prepare(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, PrepareBody)
+        if not body.argv:
+            raise errors.Refused("there is no command to start", reason="bad-request")
+        command = Command(body.argv, body.env, body.cwd, body.uid, body.gid, body.bind)
+        level = receipts.parse_level(body.durability)
+        prepared = await self._agent.prepare(
+            request.match_info["volume"], Path(body.path), level, command, body.wait
+        )
+        return http.json_response({"prepared": prepared})
 
     async def _start(self, request: web.Request) -> web.Response:
         body = await http.read_body(request, StartBody)

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 
 from diffkeeper.domain import errors
-from diffkeeper_capture import bpf_loader, probes, ring
+from diffkeeper_capture import bpf_loader, probes, ring, write_lanes
 
 RING_BYTES = 64 * 1024 * 1024
 # Asking the kernel for missed programs costs two system calls; between receipts this often is enough.
@@ -211,8 +211,14 @@ class BpfProbe:
         """How many ring bytes have been delivered."""
         return self._ring.consumed()
 
-    def drain(self, handle: probes.RecordHandler, upto: int | None = None, most: int = 65_536) -> int:
-        return self._ring.drain(handle, upto, most)
+    def drain(
+        self,
+        handle: probes.RecordHandler,
+        upto: int | None = None,
+        most: int = 65_536,
+        lanes: write_lanes.Lanes | None = None,
+    ) -> int:
+        return self._ring.drain(handle, upto, most, lanes)
 
     def lost(self, *, surely: bool = True) -> probes.Lost:
         now = time.monotonic()

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import structlog
 
-from diffkeeper_capture import probes, records
+from diffkeeper_capture import probes, records, write_lanes
 
 # Records handled before other work of the loop gets its turn.
 RECORDS_A_TURN = 2048
@@ -23,6 +23,9 @@ _log = structlog.get_logger("drain")
 
 class Fed(Protocol):
     """A volume, as the loop knows it."""
+
+    def use_lane(self, lane: write_lanes.Lane) -> None:
+        """Plain writes come through here, and not to ``feed``, once they were learned."""
 
     def feed(self, record: records.Record, payload: memoryview) -> None: ...
 
@@ -46,6 +49,7 @@ class DrainLoop:
         self.records = 0
         self._probe = probe
         self._volumes: dict[int, Fed] = {}
+        self._lanes = write_lanes.Lanes.load()
         self._linger_least_s, self.linger_most_s = linger_s, linger_most_s
         self.linger_s = linger_s
         self._lost = probe.lost()
@@ -53,9 +57,13 @@ class DrainLoop:
 
     def add(self, slot: int, volume: Fed) -> None:
         self._volumes[slot] = volume
+        if self._lanes is not None:
+            volume.use_lane(self._lanes.add(slot))
 
     def remove(self, slot: int) -> None:
         self._volumes.pop(slot, None)
+        if self._lanes is not None:
+            self._lanes.remove(slot)
 
     @property
     def lost_records(self) -> int:
@@ -64,7 +72,7 @@ class DrainLoop:
     def catch_up(self) -> int:
         """Deliver everything that had returned before this call; the monotonic ns of which that is true."""
         began_ns = time.monotonic_ns()
-        self.records += self._probe.drain(self._handle, upto=self._probe.produced())
+        self.records += self._probe.drain(self._handle, upto=self._probe.produced(), lanes=self._lanes)
         self._look_for_lost(surely=True)
         return began_ns
 
@@ -88,7 +96,7 @@ class DrainLoop:
         empty_ns: int | None = None
         while not self._is_choked():
             began_ns = time.monotonic_ns()
-            delivered = self._probe.drain(self._handle, most=RECORDS_A_TURN)
+            delivered = self._probe.drain(self._handle, most=RECORDS_A_TURN, lanes=self._lanes)
             self._look_for_lost()
             total += delivered
             if delivered < RECORDS_A_TURN:

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from diffkeeper import http, service, settings
+from diffkeeper import heap, http, service, settings
 from diffkeeper.log.nats_event_log import NatsEventLog
 from diffkeeper_capture.agent import Agent
 from diffkeeper_capture.agent_api import AgentApi
@@ -47,6 +47,7 @@ def _hurry(nice: int, scope: service.Scope) -> int:
 
 
 async def _serve(scope: service.Scope, loaded: AgentSettings) -> None:
+    heap.hold()
     program_nice = _hurry(loaded.nice, scope)
     token = settings.read_token(Path(loaded.token_file))
     secret = settings.read_token(Path(loaded.broker_secret_file))
@@ -54,6 +55,7 @@ async def _serve(scope: service.Scope, loaded: AgentSettings) -> None:
     agent = Agent(loaded, log, program_nice)
     try:
         agent.open()
+        heap.trim()
         scope.spawn("drain", agent.run())
         app = http.make_app(token)
         AgentApi(agent).add_to(app)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from diffkeeper_capture import rereader
 from diffkeeper_capture.compared_files import ComparedFiles
@@ -26,13 +26,16 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class MappedFiles:
-    """Of one volume."""
+    """Of one volume. ``on_follow`` hears that writes to a file that is followed now need thought."""
 
-    def __init__(self, shadow: Shadow, reader: rereader.Rereader, root_fd: int) -> None:
+    def __init__(
+        self, shadow: Shadow, reader: rereader.Rereader, root_fd: int, on_follow: Callable[[], None]
+    ) -> None:
         self.compared = ComparedFiles(shadow, reader)
         self.dirty = DirtyPages(shadow, reader)
         self._shadow = shadow
         self._reader = reader
+        self._on_follow = on_follow
         self._tells_pages = _file_system(root_fd) in _TELL_PAGES
         self._told: set[int] = set()
         self._work: Iterator[int] | None = None
@@ -49,6 +52,7 @@ class MappedFiles:
     def follow(self, file_id: int, mapping: int) -> None:
         """A file is mapped; ``mapping`` is what the kernel side says of it (``records.Mapping``)."""
         self._tell(file_id, "mmap")
+        self._on_follow()
         if not (self._tells_pages and mapping & Mapping.FOLLOWED):
             self.compared.follow(file_id)
         elif mapping & Mapping.DIRTY:
@@ -57,6 +61,8 @@ class MappedFiles:
     def dirtied(self, file_id: int, first: int, count: int) -> None:
         """Pages turned dirty outside of the calls that are told."""
         self._tell(file_id, "stored-unseen")
+        if file_id not in self.dirty.pages:
+            self._on_follow()
         self.dirty.dirtied(file_id, first, count)
 
     def forget_range(self, file_id: int, offset: int, length: int) -> None:
@@ -103,8 +109,7 @@ class MappedFiles:
                 file_id = self._shadow.by_inode.get(inode)
                 if file_id in arrivals and self._shadow.is_file(file_id):
                     # The kernel side does not follow what was mapped before it, or elsewhere.
-                    self.compared.follow(file_id)
-                    self._tell(file_id, "mmap")
+                    self.follow(file_id, 0)
         arrivals.clear()
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from diffkeeper.domain import deltas, frames, limits, positions, trees
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op
-from diffkeeper_capture import allocations, rereader
+from diffkeeper_capture import allocations, rereader, write_lanes
 from diffkeeper_capture.contents import RACY_NS, Contents, Known, fingerprint
 from diffkeeper_capture.doubts import Doubts
 from diffkeeper_capture.framer import FrameSink
@@ -85,13 +85,16 @@ class Observer:
             self._naming.describing,
             sink,
             self._remember_gone,
+            self._think_again,
         )
         self._gone: OrderedDict[int, int] = OrderedDict()
+        # Takes the writes that need no thought; None where everything goes the long way.
+        self._lane: write_lanes.Lane | None = None
         self.shadow.on_forget.append(self._note_gone)
         self._now_end_ns = 0
         self.shadow.bind(ROOT_ID, self.reader.inode)
         with self.reader.directory(ROOT_ID) as fd:
-            self.mapped = MappedFiles(self.shadow, self.reader, fd)
+            self.mapped = MappedFiles(self.shadow, self.reader, fd, self._think_again)
         if sole_source:
             self._settler.lower_floor()
         if state is not None:
@@ -99,7 +102,7 @@ class Observer:
         # The hot path's own names for things.
         self._by_inode = self.shadow.by_inode
         self._add_write = sink.add_write
-        self._note_recent = self._overlaps.note
+        self._generations = self.shadow.generation_of
         self._writers = self.unseen.writers
         self._dirty_ids = self.mapped.dirty.pages
         self._compared_ids = self.mapped.compared.known
@@ -133,16 +136,30 @@ class Observer:
             if (
                 file_id is not None
                 and record[5] in self._writers
+                and (not record[8] or self._generations.get(file_id) == record[8])
                 and file_id not in self._dirty_ids
                 and file_id not in self._compared_ids
                 and not self._settler.is_floored
                 and record[11] <= limits.DELTA_MAX_DATA_BYTES
             ):
                 self._add_write(file_id, record[10], payload, record[3] // 1000)
-                self._note_recent(record)
+                self._overlaps.note(record)
+                if self._lane is not None:
+                    self._lane.learn(record[7], record[8], record[5], file_id)
                 return
         self._now_end_ns = record.end_ns
         self._slow[record.kind](record, payload)
+
+    def use_lane(self, lane: write_lanes.Lane) -> None:
+        """Plain writes may go through ``lane`` from now on."""
+        self._lane = lane
+        self._overlaps.use_lane(lane)
+        self.shadow.on_unbind.append(lane.forget)
+
+    def _think_again(self) -> None:
+        """What was a plain write may be none now."""
+        if self._lane is not None:
+            self._lane.forget()
 
     def _on_write(self, record: Record, payload: memoryview) -> None:
         if record.flags & Flag.UNLINKED:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections import deque
 
+from diffkeeper_capture import write_lanes
 from diffkeeper_capture.records import Kind, Record
 
 # Records remembered, over all files of the volume. An overlap with one that was forgotten is re-read whole.
 REMEMBERED = 512
+assert REMEMBERED == write_lanes.HEADS, "a lane remembers as many"
 
 # Records of several processors stand in the ring by the order of their room, with times taken just after.
 DISORDER_NS = 1_000_000
@@ -24,17 +26,30 @@ WHOLE: Range = (0, (1 << 63) - 1)
 
 
 class Overlaps:
-    __slots__ = ("_recent", "note")
+    __slots__ = ("_lane", "_recent")
 
     def __init__(self) -> None:
         self._recent: deque[Record] = deque(maxlen=REMEMBERED)
-        # Called for every change of content: a bound method of the deque, because that is as fast as it gets.
-        self.note = self._recent.append
+        # Remembers the writes that went through it.
+        self._lane: write_lanes.Lane | None = None
+
+    def use_lane(self, lane: write_lanes.Lane) -> None:
+        self._lane = lane
+
+    def note(self, record: Record) -> None:
+        """Remember a change of content."""
+        self._catch_up()
+        self._recent.append(record)
+
+    def _catch_up(self) -> None:
+        if self._lane is not None and self._lane.has_heads:
+            self._recent.extend(self._lane.take_heads())
 
     def confused_with(self, record: Record) -> Range | None:
         """The range to re-read because of a flagged record (not yet noted); None when its order cannot
         matter.
         """
+        self._catch_up()
         low, high = _range_of(record)
         found: Range | None = None
         for other in reversed(self._recent):

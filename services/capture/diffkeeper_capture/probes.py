@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from diffkeeper_capture import records
+from diffkeeper_capture import records, write_lanes
 
 # Called with each record and its payload; the view is valid only during the call.
 RecordHandler = Callable[[records.Record, memoryview], None]
@@ -44,8 +44,17 @@ class RecordProbe(Protocol):
     def produced(self) -> int:
         """How many ring bytes have been produced: ``drain(upto=produced())`` delivers all that had returned before."""
 
-    def drain(self, handle: RecordHandler, upto: int | None = None, most: int = 65_536) -> int:
-        """Deliver up to ``most`` records in order, at least to ``upto`` when given; how many were delivered."""
+    def drain(
+        self,
+        handle: RecordHandler,
+        upto: int | None = None,
+        most: int = 65_536,
+        lanes: write_lanes.Lanes | None = None,
+    ) -> int:
+        """Deliver up to ``most`` records in order, at least to ``upto`` when given; how many were delivered.
+
+        Plain writes go into their volume's lane, where there is one, instead of to ``handle``.
+        """
 
     def lost(self, *, surely: bool = True) -> Lost:
         """What was lost up to now; not ``surely``: what is known without asking the kernel, late by 0.1 s at most."""

@@ -7,6 +7,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,15 @@ import diffkeeper
 import diffkeeper_capture
 from diffkeeper.domain import errors
 from diffkeeper.domain.receipts import Level
+from diffkeeper_capture import run_wrapper
 from diffkeeper_capture.gate_socket import Program
 
 # How long a program may take to be executed, and to be gone after SIGKILL.
 START_TIMEOUT_S = 15.0
 KILL_TIMEOUT_S = 10.0
-POLL_S = 0.01
+POLL_S = 0.002
+# How long one may take to be ready that is started in advance.
+PREPARE_TIMEOUT_S = 5.0
 # Of the program's output, how much is shown when it could not be started.
 TAIL_BYTES = 2000
 
@@ -68,6 +72,19 @@ def wrapper_argv(
     return [*words, "--", *command.argv]
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A wrapper that has done all it can, and waits for the word to start its program."""
+
+    argv: list[str]
+    env: dict[str, str]
+    # Which directory it took for the volume's: it may have shown that to the program already.
+    root: tuple[int, int]
+    ended: asyncio.Task[int]
+    link: socket.socket
+    log: tuple[Path, int]
+
+
 class Launcher:
     """Starts wrappers and reaps those that end while this agent lives."""
 
@@ -78,12 +95,72 @@ class Launcher:
         self._logs = logs
         self._reapers: set[asyncio.Task[int]] = set()
         self._last_log: tuple[Path, int] | None = None
+        self._prepared: dict[str, Prepared] = {}
+
+    async def prepare(
+        self, volume: str, root: Path, level: Level, command: Command, wait: bool
+    ) -> asyncio.Task[int] | None:
+        """Start a wrapper in advance, up to where it needs the volume; with ``wait``, until it has come that
+        far. None where a program would begin inside of what is still to change.
+        """
+        self.forget(volume)
+        inside = [str(root), *([] if command.bind is None else [command.bind])]
+        if any(Path(command.cwd or "/").is_relative_to(directory) for directory in inside):
+            return None
+        argv = wrapper_argv(self._gate_socket, volume, root, level, command, self._nice)
+        identity = _identity(root)
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            at = argv.index("--agent-socket")
+            waiting = [*argv[:at], "--wait-for", str(theirs.fileno()), *argv[at:]]
+            ended = await self._launch(volume, waiting, command.env, (theirs.fileno(),))
+        assert self._last_log is not None, "something was started"
+        prepared = Prepared(argv, command.env, identity, ended, ours, self._last_log)
+        self._prepared[volume] = prepared
+        if wait:
+            with contextlib.suppress(TimeoutError, OSError):
+                async with asyncio.timeout(PREPARE_TIMEOUT_S):
+                    await asyncio.get_running_loop().sock_recv(ours, 1)
+        return ended
+
+    def forget(self, volume: str) -> None:
+        """A wrapper that was started in advance ends without its program."""
+        prepared = self._prepared.pop(volume, None)
+        if prepared is not None:
+            prepared.link.close()
+
+    def close(self) -> None:
+        for volume in list(self._prepared):
+            self.forget(volume)
+
+    def _go_on(self, volume: str, argv: list[str], env: dict[str, str], root: Path) -> Prepared | None:
+        """Give the word to the wrapper that waits for just this; None without one."""
+        prepared = self._prepared.pop(volume, None)
+        if prepared is None:
+            return None
+        with prepared.link as link:
+            same = (prepared.argv, prepared.env, prepared.root) == (argv, env, _identity(root))
+            if same and not prepared.ended.done():
+                with contextlib.suppress(OSError):
+                    link.send(run_wrapper.GO_ON)
+                    return prepared
+        return None
 
     async def start(self, volume: str, root: Path, level: Level, command: Command) -> asyncio.Task[int]:
-        """Start a wrapper; the task gives its exit code."""
+        """Start a wrapper, or have one go on that waits for this; the task gives its exit code."""
+        argv = wrapper_argv(self._gate_socket, volume, root, level, command, self._nice)
+        prepared = self._go_on(volume, argv, command.env, root)
+        if prepared is not None:
+            self._last_log = prepared.log
+            return prepared.ended
+        return await self._launch(volume, argv, command.env, ())
+
+    async def _launch(
+        self, volume: str, argv: list[str], env: dict[str, str], descriptors: tuple[int, ...]
+    ) -> asyncio.Task[int]:
         self._logs.mkdir(parents=True, exist_ok=True)
         path = self._logs / f"{volume}.log"
-        argv = wrapper_argv(self._gate_socket, volume, root, level, command, self._nice)
         with path.open("ab") as output:
             begin = output.tell()
             process = await asyncio.create_subprocess_exec(
@@ -91,8 +168,9 @@ class Launcher:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=asyncio.subprocess.STDOUT,
-                env=command.env,  # all of it: nothing of the agent's own reaches the program
+                env=env,  # all of it: nothing of the agent's own reaches the program
                 start_new_session=True,
+                pass_fds=descriptors,
             )
         reaper = asyncio.create_task(process.wait(), name=f"program of {volume}")
         self._reapers.add(reaper)
@@ -107,6 +185,11 @@ class Launcher:
         with path.open("rb") as file:
             file.seek(begin)
             return file.read(TAIL_BYTES).decode(errors="replace").strip()
+
+
+def _identity(directory: Path) -> tuple[int, int]:
+    found = directory.stat()
+    return found.st_dev, found.st_ino
 
 
 async def stop(program: Program, grace_s: float) -> None:

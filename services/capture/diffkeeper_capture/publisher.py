@@ -29,10 +29,11 @@ RETRY_LAST_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How much may be under way at once."""
+    """How much may be under way at once, and how much may stand ready in memory; the rest waits in the spool."""
 
     frames: int = 256
-    bytes: int = 8 * 1024 * 1024
+    bytes: int = 4 * 1024 * 1024
+    ready_bytes: int = 2 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -131,7 +132,7 @@ class Publisher:
         if frame.position <= self._offered:
             return  # found in the spool already, when the stream was asked where it ends
         ends_at = self._ready[-1].position if self._ready else self._sent
-        if ends_at == self._offered and self._ready_bytes < self._window.bytes:
+        if ends_at == self._offered and self._ready_bytes < self._window.ready_bytes:
             self._ready.append(frame)
             self._ready_bytes += len(frame.wire)
         self._offered = frame.position
@@ -233,7 +234,7 @@ class Publisher:
 
     async def _load(self) -> None:
         """Read on from the spool: what was offered did not fit into memory."""
-        places = self._spool.places_after(self._sent, self._window.bytes)
+        places = self._spool.places_after(self._sent, self._window.ready_bytes)
         self._ready.extend(await asyncio.to_thread(self._spool.load, places))
         self._ready_bytes = sum(len(frame.wire) for frame in self._ready)
         parent = self._sent if self._sent.sequence else self._reign.parent.position

@@ -1,4 +1,5 @@
-"""Reads the kernel's ring of records by memory mapping: no call into libbpf, no copy, one handler call each.
+"""Reads the kernel's ring of records by memory mapping: no call into libbpf, no copy; plain writes go into the lanes
+of their volumes (``write_lanes``), every other record is one call of the handler.
 
 The layout is that of ``BPF_MAP_TYPE_RINGBUF``: a page with our position, a page with the kernel's, then the
 data. The kernel offers the data twice in a row, so that a record which wraps around is contiguous; only the
@@ -9,14 +10,12 @@ the kernel uses. Positions count bytes since the start and never wrap.
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 
 from diffkeeper.domain import errors
-from diffkeeper_capture import probes, records
+from diffkeeper_capture import probes, records, ring_memory, write_lanes
 
-_PAGE = mmap.PAGESIZE
 _BUSY = 1 << 31  # room is taken, the record is still being written
 _DISCARDED = 1 << 30
 _LENGTH = _DISCARDED - 1
@@ -26,6 +25,7 @@ _RING_HEAD_BYTES = 8
 _STRIDE_MAX_BYTES = 256 * 1024
 # Writing a record takes the kernel microseconds; only a stopped virtual processor makes it long.
 _BUSY_LIMIT_S = 5.0
+_ALL = 1 << 62
 
 
 class RingReader:
@@ -35,16 +35,22 @@ class RingReader:
         self._fd = fd
         self._mask = ring_bytes - 1
         self._stride = min(_STRIDE_MAX_BYTES, ring_bytes // 8)
-        self._ours = mmap.mmap(fd, _PAGE, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self._theirs = mmap.mmap(
-            fd, _PAGE + ring_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=_PAGE
+        self._ours = ring_memory.Mapping(fd, 0, ring_memory.PAGE, writable=True)
+        self._theirs = ring_memory.Mapping(
+            fd, ring_memory.PAGE, ring_memory.PAGE + ring_bytes, writable=False
         )
         # Native casts: loads and stores of one machine word, never seen half done by the other side.
-        self._consumer = memoryview(self._ours).cast("Q")
-        self._producer = memoryview(self._theirs)[:8].cast("Q")
-        self._data = memoryview(self._theirs)[_PAGE:]
+        self._consumer = self._ours.view.cast("Q")
+        self._producer = self._theirs.view[:8].cast("Q")
+        self._data = self._theirs.view[ring_memory.PAGE :]
         self._words = self._data.cast("I")
         self._position = self._consumer[0]
+        self._quick = write_lanes.Ring(
+            data=self._theirs.address + ring_memory.PAGE,
+            bytes=ring_bytes,
+            consumer=self._ours.address,
+            stride=self._stride,
+        )
 
     def fileno(self) -> int:
         """The ring itself: epoll calls it readable while records wait."""
@@ -56,17 +62,46 @@ class RingReader:
     def consumed(self) -> int:
         return self._position
 
-    def drain(self, handle: probes.RecordHandler, upto: int | None = None, most: int = 65_536) -> int:
+    def drain(
+        self,
+        handle: probes.RecordHandler,
+        upto: int | None = None,
+        most: int = 65_536,
+        lanes: write_lanes.Lanes | None = None,
+    ) -> int:
         """See ``RecordProbe.drain``. A record whose handler raises is delivered again."""
         delivered = 0
         target = -1 if upto is None else upto
         while True:
             end = self._producer[0]
-            delivered += self._deliver(handle, end, target, most - delivered)
+            if lanes is None:
+                delivered += self._deliver(handle, end, target, most - delivered)
+            else:
+                delivered += self._deliver_quickly(handle, end, target, most - delivered, lanes)
             if self._position >= target:
                 return delivered
             # Below the target the next record is still being written.
             self._await_next()
+
+    def _deliver_quickly(
+        self, handle: probes.RecordHandler, end: int, target: int, most: int, lanes: write_lanes.Lanes
+    ) -> int:
+        """As ``_deliver``: runs of plain writes into the lanes, what stands between them to the handler."""
+        delivered = 0
+        quick = self._quick
+        while True:
+            # Up to the target nothing is counted: all of it has to come.
+            must = self._position < target
+            quick.position = quick.told = self._position
+            taken, goes_on = lanes.take(
+                quick, min(end, target) if must else end, _ALL if must else max(0, most - delivered)
+            )
+            self._position = quick.position
+            delivered += taken
+            if goes_on:
+                delivered += self._deliver(handle, end, self._position + 1, 1)
+            elif not must or self._position < target:
+                return delivered
 
     def _deliver(self, handle: probes.RecordHandler, end: int, target: int, most: int) -> int:
         """Records up to ``end``, or to the first unfinished one, or ``most`` when the target is reached."""
@@ -121,6 +156,7 @@ class RingReader:
             os.sched_yield()
 
     def close(self) -> None:
+        self._quick = write_lanes.Ring()
         for view in (self._words, self._data, self._producer, self._consumer):
             view.release()
         self._theirs.close()

@@ -29,6 +29,9 @@ from diffkeeper_capture.agent_link import AgentLink, AgentSaidNo
 from diffkeeper_capture.program_launch import EXIT_OWN_FAILURE, Launch
 from diffkeeper_capture.signal_relay import SignalRelay
 
+# Between an agent and a wrapper that it started in advance, and how long such a one waits to be needed.
+READY, GO_ON = b"r", b"g"
+WORD_S = 120.0
 # How long the agent may take for its first answer, before the program is started.
 FIRST_ANSWER_S = 10.0
 
@@ -95,6 +98,8 @@ class _NotStarted(Exception):
 
 def run(options: argparse.Namespace) -> int:
     """Start the program and stay with it; its wait status."""
+    if options.wait_for is not None:
+        os.set_inheritable(options.wait_for, False)
     launch = Launch(
         tuple(options.argv),
         # Before the identity changes: a process that changed it may not read its own any more.
@@ -124,6 +129,9 @@ def run(options: argparse.Namespace) -> int:
     childs.close()
     os.close(failures_in)
     gate = _take_gate(ours, child, failures_out) if launch.gated else None
+    if options.wait_for is not None and not _told_to_go_on(options.wait_for):
+        ours.close()  # the child reads the end of it and exits
+        return os.waitpid(child, 0)[1]
     hello = {
         "gate": options.volume,
         "pid": child,
@@ -150,6 +158,18 @@ def run(options: argparse.Namespace) -> int:
         raise _NotStarted(failure)
     link.say({"started": True})
     return supervise(child, gate, link, relay)
+
+
+def _told_to_go_on(descriptor: int) -> bool:
+    """Everything is ready but the volume: tell the agent, and wait for its word; without it nothing starts."""
+    try:
+        with socket.socket(fileno=descriptor) as agent:
+            agent.settimeout(WORD_S)
+            with contextlib.suppress(BrokenPipeError):  # it has given its word already, and left
+                agent.send(READY)
+            return agent.recv(1) == GO_ON
+    except OSError:
+        return False  # it gave up, or has forgotten
 
 
 def _take_gate(ours: socket.socket, child: int, failures: int) -> ProgramGate:
@@ -223,6 +243,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--volume", required=True)
     parser.add_argument("--root", metavar="DIR", help="refuse when the volume is another directory than this")
     parser.add_argument("--no-gate", action="store_true", help="no filter: sync calls never wait")
+    parser.add_argument("--wait-for", type=int, metavar="FD", help="start the program at a word from FD")
     parser.add_argument("--cwd", metavar="DIR")
     parser.add_argument("--uid", type=int)
     parser.add_argument("--gid", type=int)

@@ -28,7 +28,9 @@ WALKS_MAX = 5
 
 
 class Settler:
-    """Of one volume. ``on_gone`` hears of inodes that were changed and are nowhere."""
+    """Of one volume. ``on_gone`` hears of inodes that were changed and are nowhere, ``on_floor`` that
+    no write is plain any more.
+    """
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class Settler:
         describing: Describing,
         sink: FrameSink,
         on_gone: Callable[[int, int], None],
+        on_floor: Callable[[], None],
     ) -> None:
         self.is_floored = False
         self._shadow = shadow
@@ -48,6 +51,7 @@ class Settler:
         self._describing = describing
         self._sink = sink
         self._on_gone = on_gone
+        self._on_floor = on_floor
         self._work: Iterator[int] | None = None
         self._distrusts_content = False
         self._walks = 0
@@ -57,6 +61,7 @@ class Settler:
     def lower_floor(self) -> None:
         if not self.is_floored:
             self.is_floored = True
+            self._on_floor()
             self._sink.set_floor(frames.Fidelity.SCAN)
 
     def _raise_floor(self, drained_ns: int) -> None:

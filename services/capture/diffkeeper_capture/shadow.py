@@ -39,6 +39,7 @@ class Shadow:
         "guessed",
         "inode_of",
         "on_forget",
+        "on_unbind",
         "sink",
         "tree",
         "unmapped",
@@ -65,6 +66,8 @@ class Shadow:
         self.content_changes = 0
         # Called with an id whose last name is gone, while its inode is still known.
         self.on_forget: list[Callable[[int], None]] = []
+        # Called when an inode does not stand for its id any more.
+        self.on_unbind: list[Callable[[], None]] = []
 
     def is_directory(self, file_id: int) -> bool:
         node = self.tree.nodes.get(file_id)
@@ -97,6 +100,8 @@ class Shadow:
         inode = self.inode_of.pop(file_id, None)
         if inode is not None:
             del self.by_inode[inode]
+            for tell in self.on_unbind:
+                tell()
         self.generation_of.pop(file_id, None)
         self.guessed.discard(file_id)
         if file_id in self.tree.nodes:

@@ -27,6 +27,10 @@ from diffkeeper_capture import spool_records
 # A segment is read whole when the spool is opened, and is the least that release() frees.
 SEGMENT_BYTES = 16 * 1024 * 1024
 DEFAULT_MAX_BYTES = 4 * 1024 * 1024 * 1024
+# Behind a small frame zeros are written, so that those that follow overwrite: only then can they be synced without
+# the file system's journal, which a program's own syncs wait for too. Frames larger than SMALL are few enough.
+ROOM_BYTES = 512 * 1024
+SMALL_BYTES = 64 * 1024
 _SUFFIX = ".spool"
 
 
@@ -79,6 +83,7 @@ class Spool:
         self._lock = lock
         self._segments: list[_Segment] = []
         self._file = -1  # the newest segment, open for appending
+        self._room = 0  # up to here the newest segment has been written, with records or zeros
         # Segments written to since the last sync began, oldest first, each with a descriptor of its own.
         self._dirty: list[int] = []
         self._directory_dirty = False
@@ -128,8 +133,12 @@ class Spool:
         segment = self._segments[-1] if self._segments else None
         if segment is None or (segment.size and segment.size + size > self._segment_bytes):
             segment = self._begin_segment()
-        self._write(segment, [spool_records.head(frame.wire, self._synced), frame.wire], size)
+        self._write(segment, [spool_records.head(frame.wire, frame.hash, self._synced), frame.wire], size)
         segment.add(frame.position, size)
+        if segment.size > self._room:
+            self._room = segment.size
+            if size <= SMALL_BYTES:
+                self._make_room(segment)
         self.first = self.first or frame.position
         self.last = frame.position
 
@@ -185,11 +194,11 @@ class Spool:
                 data = file.read(place.end - place.start)
             at = 0
             while at < place.end - place.start:
-                record = spool_records.wire_at(data, at)
-                if record is None:
+                frame = spool_records.frame_at(data, at)
+                if frame is None:
                     raise _damaged(place.path, place.start + at, None)
-                loaded.append(frames.open_frame(bytes(record[0])))
-                at += spool_records.HEAD_BYTES + len(record[0])
+                loaded.append(frame)
+                at += spool_records.HEAD_BYTES + len(frame.wire)
         return loaded
 
     def bytes_after(self, position: positions.Position) -> int:
@@ -217,6 +226,7 @@ class Spool:
 
     def close(self) -> None:
         """Forget the files; what was not synced is left to the operating system."""
+        self._give_room_back()
         for descriptor in (*self._dirty, self._file, self._lock):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -231,7 +241,7 @@ class Spool:
         with _disk_full(self.directory):
             file = os.open(segment.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._leave_file()
-        self._file = file
+        self._file, self._room = file, 0
         self._directory_dirty = True
         self._segments.append(segment)
         return segment
@@ -239,8 +249,22 @@ class Spool:
     def _leave_file(self) -> None:
         """The newest segment is full: its descriptor waits for the next sync."""
         if self._file >= 0:
+            self._give_room_back()
             self._dirty.append(self._file)
             self._file = -1
+
+    def _make_room(self, segment: _Segment) -> None:
+        """Zeros behind the last record. No room on the disk is no trouble yet: the next record will tell."""
+        most = min(ROOM_BYTES, self._segment_bytes - segment.size)
+        if most <= 0:
+            return
+        with contextlib.suppress(errors.Transient), _disk_full(self.directory):
+            self._room += os.pwrite(self._file, bytes(most), segment.size)
+
+    def _give_room_back(self) -> None:
+        if self._file >= 0 and self._segments and self._room > self._segments[-1].size:
+            os.ftruncate(self._file, self._segments[-1].size)
+            self._room = self._segments[-1].size
 
     def _write(self, segment: _Segment, parts: list[bytes], size: int) -> None:
         try:
@@ -253,6 +277,7 @@ class Spool:
         except BaseException:
             # The next record begins where this one did; what is behind it must not be taken for one.
             os.ftruncate(self._file, segment.size)
+            self._room = segment.size
             raise
 
     async def _sync_once(self) -> None:
@@ -288,6 +313,8 @@ class Spool:
             found, good = spool_records.scan(data)
             for record in found:
                 segment.add(record.position, record.size)
+            if spool_records.is_room(data, good):
+                data = data[:good]
             contiguous = not self._segments or segment.base == self._end()
             if contiguous and segment.starts:
                 self._segments.append(segment)
@@ -298,6 +325,8 @@ class Spool:
         if self._segments:
             newest = self._segments[-1]
             self._file = os.open(newest.path, os.O_WRONLY | os.O_CLOEXEC)
+            os.ftruncate(self._file, newest.size)
+            self._room = newest.size
             self.first, self.last = self._segments[0].position(0), newest.position(-1)
         self.durable, self._synced = self.last, self._end()
 

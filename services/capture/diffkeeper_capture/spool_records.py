@@ -1,11 +1,12 @@
 """The bytes of a spool's segment files, and how they are read back after a crash. Pure but for the bytes
 handed in.
 
-A record is ``DKS1``, u32 length, u32 CRC-32 of all that follows, u64 *synced*, then the frame's wire form.
+A record is ``DKS2``, u32 length, u64 *synced*, the frame's hash, u32 CRC-32 of these, then the frame's wire
+form, for which the hash is the checksum: it is known when a frame is written, and costs nothing more.
 Offsets count through the whole spool, so a segment file is named by the offset of its first byte. ``synced``
 is how far the spool was known to be on disk when the record was written: a power cut may keep any part of
 what was not synced, so a bad record is a torn tail unless a later good one says that its place had been
-synced before; then it is damage.
+synced before; then it is damage. Zeros at the end of a segment are room made ready for records to come.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from diffkeeper.domain import frames, limits, positions
+from blake3 import blake3
 
-MAGIC = b"DKS1"
-_HEAD = struct.Struct("<4sIIQ")
-_SYNCED = struct.Struct("<Q")
-HEAD_BYTES = _HEAD.size
+from diffkeeper.domain import errors, frames, limits, positions
+
+MAGIC = b"DKS2"
+_MAGIC_BEFORE = b"DKS1"
+# magic, bytes of wire, synced, frame hash; then the CRC-32 of these
+_HEAD = struct.Struct("<4sIQ32s")
+_CRC = struct.Struct("<I")
+HEAD_BYTES = _HEAD.size + _CRC.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,30 +37,57 @@ class Found:
     synced: int
 
 
-def head(wire: bytes, synced: int) -> bytes:
-    return _HEAD.pack(MAGIC, len(wire), _sum(wire, synced), synced)
-
-
-def _sum(wire: bytes | memoryview, synced: int) -> int:
-    return zlib.crc32(wire, zlib.crc32(_SYNCED.pack(synced)))
+def head(wire: bytes, digest: bytes, synced: int) -> bytes:
+    """What stands before a wire form whose BLAKE3 digest is ``digest``."""
+    packed = _HEAD.pack(MAGIC, len(wire), synced, digest)
+    return packed + _CRC.pack(zlib.crc32(packed))
 
 
 def wire_at(data: bytes | memoryview, at: int) -> tuple[memoryview, int] | None:
     """The wire form and ``synced`` of the record at ``at``; None when there is no whole good record."""
+    record = _record_at(data, at)
+    if record is None:
+        return None
+    wire, digest, synced = record
+    return (wire, synced) if blake3(wire).digest() == digest else None
+
+
+def frame_at(data: bytes | memoryview, at: int) -> frames.Frame | None:
+    """The frame of the record at ``at``, of a place where one was written; None when it is not whole."""
+    record = _record_at(data, at)
+    if record is None:
+        return None
+    try:
+        frame = frames.open_frame(bytes(record[0]))
+    except errors.Corrupt:
+        return None
+    return frame if frame.hash == record[1] else None
+
+
+def _record_at(data: bytes | memoryview, at: int) -> tuple[memoryview, bytes, int] | None:
+    """Wire form, the digest it should have, and ``synced``."""
     view = memoryview(data)
     if len(view) - at < HEAD_BYTES:
         return None
-    magic, length, checksum, synced = _HEAD.unpack_from(view, at)
-    if magic != MAGIC or length > limits.FRAME_MAX_BYTES or at + HEAD_BYTES + length > len(view):
+    magic, length, synced, digest = _HEAD.unpack_from(view, at)
+    if magic != MAGIC or _CRC.unpack_from(view, at + _HEAD.size)[0] != zlib.crc32(view[at : at + _HEAD.size]):
         return None
-    wire = view[at + HEAD_BYTES : at + HEAD_BYTES + length]
-    return (wire, synced) if _sum(wire, synced) == checksum else None
+    start = at + HEAD_BYTES
+    if length > limits.FRAME_MAX_BYTES or start + length > len(view):
+        return None
+    return view[start : start + length], digest, synced
 
 
 def scan(data: bytes) -> tuple[list[Found], int]:
     """The good records from the start of a segment, and the offset at which they end. Raises Corrupt for an
-    alien frame.
+    alien frame, or a spool of another version.
     """
+    if data.startswith(_MAGIC_BEFORE):
+        raise errors.Corrupt(
+            f"the spool has the format {_MAGIC_BEFORE!r} and this agent reads {MAGIC!r}; it was left as it is",
+            reason="unknown-format",
+            hint="let the version that wrote it ship its frames before this one takes over",
+        )
     found: list[Found] = []
     at = 0
     while (record := wire_at(data, at)) is not None:
@@ -77,3 +109,8 @@ def synced_after(data: bytes, at: int) -> int:
         if record is not None:
             most = max(most, record[1])
     return most
+
+
+def is_room(data: bytes, at: int) -> bool:
+    """Whether nothing was ever written from ``at`` on."""
+    return data.count(0, at) == len(data) - at

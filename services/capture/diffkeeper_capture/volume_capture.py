@@ -19,7 +19,7 @@ import structlog
 from diffkeeper.domain import errors, frames, trees
 from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.log.event_log import EventLog
-from diffkeeper_capture import records
+from diffkeeper_capture import records, write_lanes
 from diffkeeper_capture.drain_loop import DrainLoop
 from diffkeeper_capture.durability import Durability
 from diffkeeper_capture.framer import Framer
@@ -106,6 +106,7 @@ class VolumeCapture:
         self.last_gap: dict[str, Any] | None = None
         self._is_taking = True
         self._observe: Callable[[records.Record, memoryview], None] = parts.observer.observe
+        self._lane: write_lanes.Lane | None = None
         self._lost_at = 0.0
         self._broken = asyncio.Event()
         self._breakage: Exception | None = None
@@ -164,6 +165,9 @@ class VolumeCapture:
         """Records that still come are of no concern."""
         self._is_taking = False
         self._observe = _ignore
+        if self._lane is not None:
+            self._lane.forget()
+            self._lane.empty()
 
     def _end(self, error: BaseException) -> None:
         assert isinstance(error, errors.DiffKeeperError), "only ours come here"
@@ -258,6 +262,18 @@ class VolumeCapture:
     @property
     def lost_records(self) -> int:
         return 0 if self._drain is None else self._drain.lost_records
+
+    def use_lane(self, lane: write_lanes.Lane) -> None:
+        self._lane = lane
+        self.framer.use_lane(lane)
+        self.observer.use_lane(lane)
+        lane.on_full = self._absorb
+
+    def _absorb(self) -> None:
+        try:
+            self.framer.absorb()
+        except Exception as error:  # noqa: BLE001
+            self._break(error)
 
     def feed(self, record: records.Record, payload: memoryview) -> None:
         # For every write of the machine's volumes: nothing here but the call.

@@ -5,6 +5,7 @@ The shapes are in ARCHITECTURE.md.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -13,7 +14,14 @@ from aiohttp import web
 
 from diffkeeper import __version__, http
 from diffkeeper.domain import errors
-from diffkeeper_control import admissions, failover_requests, operations
+from diffkeeper_control import (
+    admissions,
+    door_orders,
+    drill_reports,
+    failover_requests,
+    operations,
+    processes,
+)
 from diffkeeper_control.lifecycle import Wish
 from diffkeeper_control.registry import Command
 from diffkeeper_control.service import ControlService
@@ -35,12 +43,21 @@ class AttachBody(Body, kw_only=True):
     probe: str = "auto"
 
 
+class DoorBody(Body, kw_only=True):
+    listen: str
+    forward: int | None = None
+    hold_max: int = door_orders.HOLD_MAX
+    hold_ms: int = door_orders.HOLD_MS
+    drain_ms: int = door_orders.DRAIN_MS
+
+
 class RunBody(AttachBody, kw_only=True):
     argv: list[str]
     env: dict[str, str] = msgspec.field(default_factory=dict)
     cwd: str | None = None
     uid: int | None = None
     gid: int | None = None
+    front_door: DoorBody | None = None
 
 
 class ReleaseBody(Body, kw_only=True):
@@ -60,6 +77,22 @@ class FailoverBody(Body, kw_only=True):
     durability: str | None = None
     grace_s: float = 10.0
     timeout_s: float = 60.0
+
+
+class DrillBody(Body, kw_only=True):
+    to: str
+    check: str | None = None
+    rto_ms: float | None = None
+    rpo_ms: float | None = None
+    timeout_s: float = 60.0
+    # Hold it from now on again and again, and not at once; 0 ends that.
+    every_s: float | None = None
+
+
+class CloneBody(Body, kw_only=True):
+    site: str
+    # Whose it is: it is taken away once this process of this machine has ended.
+    owner: int
 
 
 class StopBody(Body, kw_only=True):
@@ -91,8 +124,18 @@ class Api:
                 web.post("/v1/volumes/{volume}/detach", self.detach),
                 web.post("/v1/volumes/{volume}/sync", self.sync),
                 web.post("/v1/volumes/{volume}/verify", self.verify),
+                web.post("/v1/volumes/{volume}/stop-program", self.stop_program),
+                web.post("/v1/volumes/{volume}/start-program", self.start_program),
                 web.post("/v1/volumes/{volume}/failover", self.failover),
                 web.get("/v1/volumes/{volume}/log", self.log),
+                web.route("*", "/v1/volumes/{volume}/history", self._service.history_reader.pass_on),
+                web.route(
+                    "*", "/v1/volumes/{volume}/history/{tail:.*}", self._service.history_reader.pass_on
+                ),
+                web.post("/v1/volumes/{volume}/drill", self.drill),
+                web.get("/v1/volumes/{volume}/drills", self.drills),
+                web.post("/v1/volumes/{volume}/clones", self.make_clone),
+                web.delete("/v1/sites/{site}/clones/{clone}", self.remove_clone),
                 web.get("/v1/operations", self.operations),
                 web.get("/v1/operations/{operation}", self.operation),
                 web.post("/v1/sites/{site}/stop", self.stop_site),
@@ -116,15 +159,26 @@ class Api:
         if not body.argv:
             raise errors.Refused("argv is empty", reason="bad-request", hint="name a program after --")
         command = Command(argv=body.argv, env=body.env, cwd=body.cwd, uid=body.uid, gid=body.gid)
-        return http.json_response(await self._begin(request, body, command))
+        door = (
+            None if body.front_door is None else door_orders.Asked(**msgspec.structs.asdict(body.front_door))
+        )
+        return http.json_response(await self._begin(request, body, command, door))
 
     async def attach(self, request: web.Request) -> web.Response:
         body = await http.read_body(request, AttachBody)
         return http.json_response(await self._begin(request, body, None))
 
-    async def _begin(self, request: web.Request, body: AttachBody, command: Command | None) -> dict[str, Any]:
+    async def _begin(
+        self,
+        request: web.Request,
+        body: AttachBody,
+        command: Command | None,
+        door: door_orders.Asked | None = None,
+    ) -> dict[str, Any]:
         name = _volume(request)
-        wish = Wish(name, body.site, body.path, body.durability, body.policy, body.mode, body.probe, command)
+        wish = Wish(
+            name, body.site, body.path, body.durability, body.policy, body.mode, body.probe, command, door
+        )
         ready = await self._service.lifecycle.begin(wish)
         return {"volume": await self._service.volume_now(name), **ready}
 
@@ -135,6 +189,14 @@ class Api:
     async def detach(self, request: web.Request) -> web.Response:
         await http.read_body(request, EmptyBody)
         return http.json_response(await self._service.lifecycle.detach(_volume(request)))
+
+    async def stop_program(self, request: web.Request) -> web.Response:
+        await http.read_body(request, EmptyBody)
+        return http.json_response(await self._service.program_stops.stop(_volume(request)))
+
+    async def start_program(self, request: web.Request) -> web.Response:
+        await http.read_body(request, EmptyBody)
+        return http.json_response(await self._service.program_stops.start(_volume(request)))
 
     async def sync(self, request: web.Request) -> web.Response:
         body = await http.read_body(request, SyncBody)
@@ -168,6 +230,40 @@ class Api:
             _volume(request), after, int(min(max(limit, 1), MAX_LOG_ROWS))
         )
         return http.json_response(rows)
+
+    async def drill(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, DrillBody)
+        name, drills = _volume(request), self._service.drills
+        asked = drill_reports.Asked(
+            to=body.to, check=body.check, rto_ms=body.rto_ms, rpo_ms=body.rpo_ms, timeout_s=body.timeout_s
+        )
+        if body.every_s is None:
+            return http.json_response(await drills.hold(name, asked))
+        drill_reports.check(asked)
+        admissions.check_site(body.to, self._service.embedded.sites)
+        schedule = None
+        if body.every_s:
+            drill_reports.check_every(body.every_s)
+            schedule = drill_reports.Schedule(volume=name, asked=asked, every_s=body.every_s)
+        drills.set_schedule(name, schedule)
+        return http.json_response({"volume": name, "every_s": body.every_s or None})
+
+    async def drills(self, request: web.Request) -> web.Response:
+        name = _volume(request)
+        self._service.registry.get(name)
+        return http.json_response({"volume": name, "drills": self._service.drills.reports(name)})
+
+    async def make_clone(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, CloneBody)
+        owner = processes.identify(body.owner)
+        if owner is None:
+            raise errors.Refused(f"there is no process {body.owner} on this machine", reason="bad-request")
+        clone = await self._service.clones.make(_volume(request), body.site, owner)
+        return http.json_response({**dataclasses.asdict(clone), "path": str(clone.path)})
+
+    async def remove_clone(self, request: web.Request) -> web.Response:
+        await self._service.clones.remove(self._site(request), request.match_info["clone"])
+        return http.json_response({})
 
     async def stop_site(self, request: web.Request) -> web.Response:
         body = await http.read_body(request, StopBody)

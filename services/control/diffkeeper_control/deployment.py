@@ -79,6 +79,9 @@ class Layout:
     def volumes(self, site: str) -> Path:
         return self.site(site) / "volumes"
 
+    def clones(self, site: str) -> Path:
+        return self.site(site) / "clones"
+
     def replica(self, site: str, volume: str, reign: int | None = None) -> Path:
         """The replica's directory; ``reign`` tells it apart from one that a dead leader left behind."""
         return self.volumes(site) / (volume if reign is None else f"{volume}.{reign}")
@@ -122,6 +125,13 @@ class Control(msgspec.Struct, frozen=True):
     address: str
 
 
+class DoorNote(msgspec.Struct, frozen=True):
+    """The process that serves all front doors of this machine."""
+
+    port: int
+    process: Process | None = None
+
+
 class Deployment(msgspec.Struct):
     """``deployment.json``. ``control`` is that of the last control, which may be gone."""
 
@@ -131,6 +141,7 @@ class Deployment(msgspec.Struct):
     sites: dict[str, Site]
     control_port: int
     control: Control | None = None
+    door: DoorNote | None = None
 
 
 VERSION = 1

@@ -42,6 +42,7 @@ class Embedded:
 
     def __init__(self, layout: Layout, note: Deployment, session: aiohttp.ClientSession) -> None:
         self.layout = layout
+        self.session = session
         self.note = note
         self.token = daemon_settings.read_token(layout.token)
         self.secret = daemon_settings.read_token(layout.secret)

@@ -17,6 +17,7 @@ import structlog
 
 from diffkeeper.domain import errors, frames, positions, volumes
 from diffkeeper_control import failover, fencing, programs, registry, roles, streams
+from diffkeeper_control.door_keeper import DoorKeeper
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.failover import Do, Failover, Phase
 from diffkeeper_control.failover_requests import LeaderState
@@ -38,8 +39,11 @@ _log = structlog.get_logger("hands")
 class SiteHands:
     """``coordinator.Hands`` on the sites of a deployment."""
 
-    def __init__(self, embedded: Embedded, known: registry.Registry, monitor: Monitor) -> None:
+    def __init__(
+        self, embedded: Embedded, known: registry.Registry, monitor: Monitor, doors: DoorKeeper
+    ) -> None:
         self._embedded = embedded
+        self._doors = doors
         self._registry = known
         self._monitor = monitor
         self._work: dict[Do, Callable[[Failover], Awaitable[failover.Event]]] = {
@@ -63,6 +67,15 @@ class SiteHands:
                 hint="start it, then ask again",
                 site=machine.plan.target,
             )
+        if not machine.planned and machine.phase in (Phase.FENCE, Phase.PROMISE):
+            # Nobody asks a leader any more that is given up: what it would answer might not last.
+            volume = self._registry.get(machine.plan.volume)
+            _, _, event = await asyncio.gather(
+                self._doors.hold(volume, cut=True),
+                self._prepare_program(machine.plan, wait=False),
+                self._work[work](machine),
+            )
+            return event
         return await self._work[work](machine)
 
     def leader_is_dead(self, plan: failover.Plan) -> bool:
@@ -106,8 +119,26 @@ class SiteHands:
             target.agent.status(), target.replicator.catch_up(plan.volume, None, CLOSE_TIMEOUT_S)
         )
         await self._ensure_streams(plan.volume, plan.target)
+        await self._prepare_program(plan, wait=True)
         _log.info("target is close", volume=plan.volume, position=reached["position"])
         return failover.Prepared()
+
+    async def _prepare_program(self, plan: failover.Plan, *, wait: bool) -> None:
+        """Have the target do what it can of the start: an interpreter and a gate take longer than a handover."""
+        volume = self._registry.get(plan.volume)
+        if not plan.start or volume.command is None:
+            return
+        gate = str(self._embedded.layout.gate(plan.target))
+        body = programs.start_body(volume, plan.target, gate, volume.command)
+        body |= {
+            "path": volume.paths[plan.target],
+            "durability": plan.durability or volume.durability,
+            "wait": wait,
+        }
+        try:
+            await self._embedded.clients[plan.target].agent.prepare(plan.volume, body)
+        except errors.DiffKeeperError as error:
+            _log.warning("a start could not be prepared", volume=plan.volume, error=error.message)
 
     async def _hand_over(self, machine: Failover) -> failover.Event:
         plan = machine.plan
@@ -115,11 +146,13 @@ class SiteHands:
         if volume.resume is not None and volume.held_since_us is None and await self._is_released(volume):
             # Capture ended in order before: its end is the end of the epoch.
             return failover.HandedOver(_point(volume.resume.point), volume.resume.tree_state)
+        drained = await self._doors.drain(volume)
         answer = await self._embedded.clients[plan.leader].agent.handover(
             plan.volume, plan.target, plan.grace_s, plan.timeout_s
         )
+        took = {"requests": drained["took_ms"]} if "took_ms" in drained else {}
         return failover.HandedOver(
-            _heard_point(answer), answer.get("tree_state"), answer.get("took_ms") or {}
+            _heard_point(answer), answer.get("tree_state"), took | (answer.get("took_ms") or {})
         )
 
     async def _is_released(self, volume: Volume) -> bool:
@@ -188,7 +221,8 @@ class SiteHands:
                 resume=Resume(point=parent, tree_state=machine.tree_state),
             )
         )
-        await self._ensure_streams(plan.volume, plan.target)
+        if not machine.planned:  # else prepare has made sure of them
+            await self._ensure_streams(plan.volume, plan.target)
         await self._embedded.clients[plan.target].agent.attach(plan.volume, roles.attach_body(volume))
         return failover.Attached()
 
@@ -213,7 +247,14 @@ class SiteHands:
 
     async def _start(self, machine: Failover) -> failover.Event:
         plan = machine.plan
-        return failover.Started(await self.start_program(plan.volume, plan.target))
+        # The door asks the program until it accepts, so it may begin before there is one; and the program's first
+        # write waits for a site that confirms it.
+        pid, _, _ = await asyncio.gather(
+            self.start_program(plan.volume, plan.target),
+            self._doors.lead(self._registry.get(plan.volume)),
+            self._follow(machine),
+        )
+        return failover.Started(pid)
 
     async def start_program(self, name: str, site: str) -> int:
         """Have the site's agent start the volume's program; its process number. Nothing is started twice."""
@@ -269,6 +310,7 @@ class SiteHands:
             await self._reign_again(machine, handover, tree_state)
         if self._registry.get(plan.volume).held_since_us is not None:
             await self.start_program(plan.volume, plan.leader)
+            await self._doors.lead(self._registry.get(plan.volume))
         await self._follow(machine)
         return failover.RolledBack()
 

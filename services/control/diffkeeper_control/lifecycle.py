@@ -17,7 +17,8 @@ import msgspec
 import structlog
 
 from diffkeeper.domain import errors, positions, receipts
-from diffkeeper_control import admissions, programs, registry, roles, streams
+from diffkeeper_control import admissions, door_keeper, door_orders, programs, registry, roles, streams
+from diffkeeper_control.door_keeper import DoorKeeper
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.hands import SiteHands
 from diffkeeper_control.monitor import Monitor
@@ -40,13 +41,20 @@ class Wish:
     mode: str
     probe: str
     command: Command | None
+    door: door_orders.Asked | None = None
 
 
 class Lifecycle:
     def __init__(
-        self, embedded: Embedded, known: registry.Registry, monitor: Monitor, hands: SiteHands
+        self,
+        embedded: Embedded,
+        known: registry.Registry,
+        monitor: Monitor,
+        hands: SiteHands,
+        doors: DoorKeeper,
     ) -> None:
         self._embedded = embedded
+        self._doors = doors
         self._registry = known
         self._monitor = monitor
         self._hands = hands
@@ -68,9 +76,17 @@ class Lifecycle:
                 await self._monitor.look(known.leader)
                 admissions.check_volume(asked, known, self._holder(known))
             self._check_site_runs(wish.site)
-            volume = self._admit(asked, wish, known)
+            volume = self._with_door(self._admit(asked, wish, known), wish.door)
+            await self._doors.open(volume)  # before anything is captured: it may have to be refused
             volume = await (self._begin_new(volume) if known is None else self._begin_again(volume))
         return self._ready(volume, created=known is None, command=wish.command)
+
+    def _with_door(self, volume: Volume, asked: door_orders.Asked | None) -> Volume:
+        if asked is None:
+            return msgspec.structs.replace(volume, door=None)
+        door = door_orders.check(asked, volume.name, self._registry.all())
+        volume = msgspec.structs.replace(volume, door=door)
+        return door_keeper.with_ports(volume, self._embedded.sites, asked.forward)
 
     def _check_site_runs(self, site: str) -> None:
         if self._embedded.is_stopped(site):
@@ -232,6 +248,7 @@ class Lifecycle:
                 return _released(volume)
             self._check_site_runs(volume.leader)
             volume = await self._end_capture(volume)
+            await self._doors.close(name)
             _log.info("released", volume=name, exit_code=exit_code)
             return _released(volume)
 

@@ -65,9 +65,11 @@ async def _serve(scope: Scope, layout: Layout, wanted: list[str] | None) -> None
                     await embedded.stop_all()
                 raise
             reconciling = scope.spawn("reconcile", service.reconciler.run())
+            drilling = scope.spawn("drills", service.drills.run())
             scope.ready(dir=str(layout.dir), address=settings.address(port), sites=",".join(note.sites))
             await _until_stop(scope, service)
             reconciling.cancel()  # what is being stopped must not be corrected
+            drilling.cancel()
             await service.stop()
             note.control = None
             deployment.save(layout, note)

@@ -16,8 +16,11 @@ from diffkeeper.domain import receipts
 from diffkeeper_control import registry
 
 PATH_PLACEHOLDER = "{path}"
+PORT_PLACEHOLDER = "{port}"
 # Set for every program run through us; by the last one its processes are found when its site is killed.
 VOLUME, SITE, PATH, GATE = "DIFFKEEPER_VOLUME", "DIFFKEEPER_SITE", "DIFFKEEPER_PATH", "DIFFKEEPER_GATE"
+# Set where the volume has a front door: where the program listens at this site.
+PORT = "DIFFKEEPER_PORT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,10 @@ def at(volume: registry.Volume, site: str, gate: str, command: registry.Command)
     seen = bind or path
     argv = [argument.replace(PATH_PLACEHOLDER, seen) for argument in command.argv]
     env = {**command.env, VOLUME: volume.name, SITE: site, PATH: seen, GATE: gate}
+    if volume.door is not None:
+        port = str(volume.door.ports[site])
+        argv = [argument.replace(PORT_PLACEHOLDER, port) for argument in argv]
+        env[PORT] = port
     return Start(argv, env, bind)
 
 

@@ -16,6 +16,7 @@ import structlog
 
 from diffkeeper.domain import errors, volumes
 from diffkeeper_control import fencing, processes, registry, roles, streams
+from diffkeeper_control.door_keeper import DoorKeeper
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.hands import SiteHands
 from diffkeeper_control.lifecycle import Lifecycle
@@ -39,7 +40,9 @@ class Reconciler:
         monitor: Monitor,
         hands: SiteHands,
         lifecycle: Lifecycle,
+        doors: DoorKeeper,
     ) -> None:
+        self._doors = doors
         self._embedded = embedded
         self._registry = known
         self._monitor = monitor
@@ -54,6 +57,7 @@ class Reconciler:
         while True:
             await self._monitor.look_all()
             await self.correct()
+            await self._doors.correct()
             await asyncio.sleep(INTERVAL_S)
 
     async def correct(self) -> None:

@@ -65,6 +65,18 @@ class Command(Struct, frozen=True):
     gid: int | None = None
 
 
+class Door(Struct, frozen=True):
+    """The volume's front door: where its clients come, and at which port its program listens at each site."""
+
+    host: str
+    port: int
+    protocol: str  # http or tcp
+    hold_max: int
+    hold_ms: int
+    drain_ms: int
+    ports: dict[str, int] = {}
+
+
 class Orphan(Struct, frozen=True):
     """A directory a dead leader left behind, with writes beyond the parent of the next reign. Kept."""
 
@@ -98,6 +110,7 @@ class Volume(Struct, frozen=True):
     # position.
     tree_states: dict[str, Resume] = {}
     orphans: tuple[Orphan, ...] = ()
+    door: Door | None = None
 
     @property
     def leader(self) -> str:

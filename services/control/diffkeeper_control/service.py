@@ -14,15 +14,20 @@ import structlog
 
 from diffkeeper import __version__
 from diffkeeper.domain import errors
-from diffkeeper_control import failover_requests, operations, processes, programs, registry
+from diffkeeper_control import drill_reports, failover_requests, operations, processes, programs, registry
+from diffkeeper_control.clones import Clones
 from diffkeeper_control.coordinator import Coordinator, Spawn
+from diffkeeper_control.door_keeper import DoorKeeper
+from diffkeeper_control.drills import Drills
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.failover_requests import Asked
 from diffkeeper_control.hands import SiteHands
+from diffkeeper_control.history_reader import HistoryReader
 from diffkeeper_control.lifecycle import Lifecycle
 from diffkeeper_control.log_reader import LogReader
 from diffkeeper_control.monitor import Monitor
 from diffkeeper_control.operations import Operation, OperationStore
+from diffkeeper_control.program_stops import ProgramStops
 from diffkeeper_control.reconciler import Reconciler
 from diffkeeper_control.verification import Verifier
 from diffkeeper_control.views import Views
@@ -43,13 +48,22 @@ class ControlService:
         self.registry = registry.Registry(layout.registry)
         self.operations = OperationStore(layout.operations)
         self.monitor = Monitor(embedded)
-        self.hands = SiteHands(embedded, self.registry, self.monitor)
+        self.doors = DoorKeeper(embedded, self.registry)
+        self.hands = SiteHands(embedded, self.registry, self.monitor, self.doors)
         self.coordinator = Coordinator(self.operations, self.hands, spawn)
-        self.lifecycle = Lifecycle(embedded, self.registry, self.monitor, self.hands)
-        self.reconciler = Reconciler(embedded, self.registry, self.monitor, self.hands, self.lifecycle)
+        self.lifecycle = Lifecycle(embedded, self.registry, self.monitor, self.hands, self.doors)
+        self.reconciler = Reconciler(
+            embedded, self.registry, self.monitor, self.hands, self.lifecycle, self.doors
+        )
         self.verifier = Verifier(embedded, self.registry, self.monitor)
         self.log_reader = LogReader(embedded, self.registry, self.monitor)
-        self.views = Views(embedded, self.registry, self.monitor)
+        self.program_stops = ProgramStops(
+            self.registry, self.monitor, self.lifecycle, self.reconciler, self.hands
+        )
+        self.history_reader = HistoryReader(embedded, self.registry, self.monitor)
+        self.views = Views(embedded, self.registry, self.monitor, self.doors)
+        self.clones = Clones(embedded, self.registry)
+        self.drills = Drills(embedded, self.registry, self.monitor, self.operations, self.views, self.clones)
         self.shutdown_asked = asyncio.Event()
         self.shutdown_timeout_s = 60.0
         self._started_us = time.time_ns() // 1000
@@ -62,6 +76,7 @@ class ControlService:
         """Sites, then what an earlier control left unfinished."""
         await self.embedded.start_all(self.reconciler.before_role)
         await self.monitor.look_all()
+        await self.doors.start()
         self.coordinator.resume_all()
 
     def status(self) -> dict[str, Any]:
@@ -75,7 +90,7 @@ class ControlService:
                 "pid": self.pid,
             },
             "sites": [self.views.site(site) for site in embedded.sites],
-            "volumes": [self.views.volume(volume) for volume in self.registry.all()],
+            "volumes": [self._shown(volume) for volume in self.registry.all()],
             "operations": [operations.view(operation) for operation in self.operations.unfinished()],
             "at_us": time.time_ns() // 1000,
         }
@@ -85,7 +100,15 @@ class ControlService:
         volume = self.registry.get(name)
         running = [site for site in self.embedded.sites if not self.embedded.is_stopped(site)]
         await asyncio.gather(*(self.monitor.look(site) for site in running))
-        return self.views.volume(self.registry.get(volume.name))
+        return self._shown(self.registry.get(volume.name))
+
+    def _shown(self, volume: registry.Volume) -> dict[str, Any]:
+        reports, schedule = self.drills.reports(volume.name), self.drills.schedule_of(volume.name)
+        drill = {
+            "last": drill_reports.view(reports[-1] if reports else None),
+            "every_s": None if schedule is None else schedule.every_s,
+        }
+        return {**self.views.volume(volume), "drill": drill}
 
     async def begin_failover(self, name: str, asked: Asked) -> Operation:
         """Accept and start a failover, or refuse it with nothing changed."""
@@ -177,9 +200,11 @@ class ControlService:
             async with asyncio.timeout(self.shutdown_timeout_s):
                 await asyncio.gather(*(self._end_work_at(site) for site in self.embedded.sites))
                 await self.embedded.stop_all()
+                await self.doors.stop()
         except TimeoutError:
             _log.error("an ordered stop took too long; killing what is left")
             for site in self.embedded.sites:
                 if self.embedded.has_processes(site):
                     await self.embedded.kill_site(site, await self._programs_at(site))
                     self.embedded.note.sites[site].stopped = False
+            await self.doors.stop()

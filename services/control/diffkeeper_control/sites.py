@@ -8,6 +8,8 @@ connecting. Answers are plain maps as the services sent them; errors are raised 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -45,6 +47,26 @@ class Service:
             )
         return answer
 
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, method: str, path: str, body: bytes, quiet_s: float
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A call whose answer is read block by block; raises Unreachable when nothing answers, or nothing
+        comes for ``quiet_s``.
+        """
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        limit = aiohttp.ClientTimeout(total=None, connect=5.0, sock_read=quiet_s)
+        url = self.address + path
+        try:
+            async with self._session.request(
+                method, url, data=body or None, headers=headers, timeout=limit
+            ) as answer:
+                yield answer
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise errors.Unreachable(
+                f"{method} {url} could not be asked: {error}", reason="no-connection", url=url
+            ) from error
+
     async def status(self) -> Answer:
         return await self.call("GET", "/v1/status", timeout_s=STATUS_TIMEOUT_S)
 
@@ -57,6 +79,9 @@ class Agent(Service):
 
     async def attach(self, volume: str, body: Answer) -> Answer:
         return await self._post(volume, "attach", body, 30.0)
+
+    async def prepare(self, volume: str, body: Answer) -> Answer:
+        return await self._post(volume, "prepare", body, 10.0)
 
     async def start(self, volume: str, body: Answer) -> Answer:
         return await self._post(volume, "start", body, 30.0)
@@ -92,6 +117,9 @@ class Replicator(Service):
     async def log(self, volume: str, after: str | None, limit: int) -> Answer:
         since = "" if after is None else f"after={after}&"
         return await self.call("GET", f"/v1/volumes/{volume}/log?{since}limit={limit}")
+
+    async def clone(self, volume: str, to: str) -> Answer:
+        return await self._post(volume, "clone", {"to": to}, 3600.0)
 
     async def digest(self, volume: str) -> Answer:
         return await self.call("GET", f"/v1/volumes/{volume}/digest", timeout_s=600.0)

@@ -84,6 +84,11 @@ class Child:
         identity = self.identity
         return identity is not None and processes.is_running(identity)
 
+    @property
+    def is_idle(self) -> bool:
+        """Nobody keeps it alive: it was never started, or was stopped."""
+        return self._keeper is None
+
     async def adopt(self, noted: Process) -> bool:
         """Take over a process an earlier control left; False when it is gone or does not answer (then it is
         ended).

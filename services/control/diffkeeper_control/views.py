@@ -13,6 +13,7 @@ import msgspec
 from diffkeeper import __version__
 from diffkeeper.domain import positions, receipts
 from diffkeeper_control import failover_requests, registry
+from diffkeeper_control.door_keeper import DoorKeeper
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.failover_requests import LeaderState
 from diffkeeper_control.monitor import Heard, Monitor
@@ -23,8 +24,11 @@ LONG_WAIT_US = 1_000_000
 
 
 class Views:
-    def __init__(self, embedded: Embedded, known: registry.Registry, monitor: Monitor) -> None:
+    def __init__(
+        self, embedded: Embedded, known: registry.Registry, monitor: Monitor, doors: DoorKeeper
+    ) -> None:
         self._embedded = embedded
+        self._doors = doors
         self._registry = known
         self._monitor = monitor
         # Where each reign stood when its base was first seen complete: what must be safe before it is ready.
@@ -117,6 +121,7 @@ class Views:
             "loss_bound": msgspec.to_builtins(self.loss_bound(volume)),
             "sites": [self._replica(volume, site) for site in self._embedded.sites],
             "chain": [msgspec.to_builtins(reign) for reign in volume.chain],
+            "front_door": self._doors.view(volume),
             "orphans": [msgspec.to_builtins(orphan) for orphan in volume.orphans],
         }
 

@@ -68,6 +68,67 @@ _OPTIONS: list[Callable[[Any], Any]] = [
 ]
 
 
+def door_options(function: F) -> F:
+    """The options of a front door."""
+    for option in reversed(_DOOR_OPTIONS):
+        function = option(function)
+    return function
+
+
+_DOOR_OPTIONS: list[Callable[[Any], Any]] = [
+    click.option(
+        "--listen",
+        metavar="[tcp:][ADDRESS:]PORT",
+        help="A front door: clients connect here, wherever the program runs. HTTP, or any TCP with tcp:.",
+    ),
+    click.option(
+        "--forward",
+        type=click.IntRange(1, 65535),
+        metavar="PORT",
+        help="Where the program listens at every site; without it a free port, {port} in COMMAND.",
+    ),
+    click.option(
+        "--hold-max",
+        type=click.IntRange(min=1),
+        default=1000,
+        show_default=True,
+        metavar="COUNT",
+        help="How many requests the front door holds while the program moves.",
+    ),
+    click.option(
+        "--hold-ms",
+        type=click.IntRange(min=1),
+        default=10_000,
+        show_default=True,
+        help="How long it holds one.",
+    ),
+    click.option(
+        "--drain-ms",
+        type=click.IntRange(min=0),
+        default=1000,
+        show_default=True,
+        help="How long a planned move waits for requests that are under way.",
+    ),
+]
+
+
+def door_body(
+    listen: str | None, forward: int | None, hold_max: int, hold_ms: int, drain_ms: int
+) -> dict[str, Any] | None:
+    """The part of a request to run that asks for a front door."""
+    if listen is None:
+        if forward is not None:
+            raise click.UsageError("--forward needs --listen.")
+        return None
+    return {
+        "listen": listen,
+        "forward": forward,
+        "hold_max": hold_max,
+        "hold_ms": hold_ms,
+        "drain_ms": drain_ms,
+    }
+
+
 def body(site: str, path: Path | None, durability: str, policy: str, mode: str, probe: str) -> dict[str, Any]:
     """The part of a request for capture that both commands send."""
     return {

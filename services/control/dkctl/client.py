@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import http.client
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -15,6 +18,11 @@ from dkctl import deployments
 ANSWER_TIMEOUT_S = 15.0
 # An answer larger than this is not one of control's.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
+# A moment is made from a checkpoint and the log before its first byte is sent.
+HISTORY_TIMEOUT_S = 300.0
+
+Query = Sequence[tuple[str, str] | tuple[str, bytes]]
 
 _UP = "dkctl up --detach starts it again and takes over what still runs"
 
@@ -51,6 +59,48 @@ class Control:
         query = {"limit": str(limit)} | ({"after": after} if after else {})
         return self._call("GET", f"{_volume_path(volume, 'log')}?{urlencode(query)}")
 
+    def history(
+        self, volume: str, action: str, query: Query = (), method: str = "GET", body: Any = None
+    ) -> dict[str, Any]:
+        """One call of ``…/history/ACTION`` with a JSON answer. What it looks for may take a while to make."""
+        return self._call(method, _history_path(volume, action, query), body, HISTORY_TIMEOUT_S)
+
+    @contextlib.contextmanager
+    def history_stream(
+        self, volume: str, action: str, query: Query = ()
+    ) -> Iterator[http.client.HTTPResponse]:
+        """The same with an answer that is read as it comes."""
+        connection = http.client.HTTPConnection(urlsplit(self.address).netloc, timeout=HISTORY_TIMEOUT_S)
+        try:
+            headers = {"Authorization": f"Bearer {self._token}"}
+            connection.request("GET", _history_path(volume, action, query), headers=headers)
+            response = connection.getresponse()
+            if response.status >= 400:
+                answer = self._object(response.read(MAX_ANSWER_BYTES), response.status)
+                sent = answer.get("error")
+                raise errors.from_dict(sent) if isinstance(sent, dict) else _odd(self, response.status)
+            yield response
+        except TimeoutError as error:
+            raise errors.TimedOut(
+                f"nothing came from {self.address} for {HISTORY_TIMEOUT_S:g} s",
+                reason="no-answer",
+                hint="the same command again goes on from there",
+            ) from error
+        except (ConnectionError, http.client.HTTPException) as error:
+            raise errors.Unreachable(
+                f"the connection to control at {self.address} broke off ({error})",
+                reason="control-unreachable",
+                hint="the same command again goes on from there",
+            ) from error
+        finally:
+            connection.close()
+
+    def stop_program(self, volume: str) -> dict[str, Any]:
+        return self._call("POST", _volume_path(volume, "stop-program"), {}, 60)
+
+    def start_program(self, volume: str) -> dict[str, Any]:
+        return self._call("POST", _volume_path(volume, "start-program"), {}, 60)
+
     def run(self, volume: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._call("POST", _volume_path(volume, "run"), body, 60)
 
@@ -76,6 +126,21 @@ class Control:
     def operation(self, operation: str, wait_s: float) -> dict[str, Any]:
         path = f"/v1/operations/{quote(operation, safe='')}?wait_s={wait_s:g}"
         return self._call("GET", path, None, wait_s + ANSWER_TIMEOUT_S)
+
+    def drill(self, volume: str, body: dict[str, Any]) -> dict[str, Any]:
+        # A clone without reflinks is a copy, which takes as long as the volume is large.
+        return self._call("POST", _volume_path(volume, "drill"), body, float(body["timeout_s"]) + 3600)
+
+    def drills(self, volume: str) -> dict[str, Any]:
+        return self._call("GET", _volume_path(volume, "drills"))
+
+    def make_clone(self, volume: str, site: str, owner: int) -> dict[str, Any]:
+        return self._call("POST", _volume_path(volume, "clones"), {"site": site, "owner": owner}, 3600)
+
+    def remove_clone(self, site: str, clone: str) -> dict[str, Any]:
+        return self._call(
+            "DELETE", f"/v1/sites/{quote(site, safe='')}/clones/{quote(clone, safe='')}", None, 600
+        )
 
     def stop_site(self, site: str, *, kill: bool) -> dict[str, Any]:
         return self._call("POST", f"/v1/sites/{quote(site, safe='')}/stop", {"kill": kill}, 60)
@@ -135,6 +200,21 @@ class Control:
 
 def _volume_path(volume: str, action: str = "") -> str:
     return f"/v1/volumes/{quote(volume, safe='')}" + (f"/{action}" if action else "")
+
+
+def _history_path(volume: str, action: str, query: Query) -> str:
+    """``action`` may be empty; a path in ``query`` whose bytes are not UTF-8 goes as ``path_b64``."""
+    path = _volume_path(volume, "history") + (f"/{quote(action)}" if action else "")
+    pairs = []
+    for name, value in query:
+        if isinstance(value, bytes):
+            try:
+                pairs.append((name, value.decode()))
+            except UnicodeDecodeError:
+                pairs.append((f"{name}_b64", base64.b64encode(value).decode()))
+        else:
+            pairs.append((name, value))
+    return f"{path}?{urlencode(pairs)}" if pairs else path
 
 
 def _odd(control: Control, status: int) -> errors.Unreachable:

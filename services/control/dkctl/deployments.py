@@ -37,6 +37,9 @@ class Deployment:
         control = self.note.get("control")
         if control:
             yield Process("control", control["pid"], control["start_ticks"])
+        door = (self.note.get("door") or {}).get("process")
+        if door:
+            yield Process("front doors", door["pid"], door["start_ticks"])
         for site, facts in self.note["sites"].items():
             for name, process in facts["processes"].items():
                 yield Process(f"{name} of {site}", process["pid"], process["start_ticks"])

@@ -26,7 +26,10 @@ def of_volume(volume: dict[str, Any]) -> list[str]:
         found.append(f"{name} does not meet its level {level['asked']}")
     gaps = volume.get("gaps") or {}
     if gaps.get("open"):
-        found.append(f"{name} has {gaps['open']} open gaps in its capture")
+        found.append(f"{name} has an open gap in its capture")
+    last = (volume.get("drill") or {}).get("last") or {}
+    if last.get("ok") is False:
+        found.append(f"the last drill of {name} to {last['to']} failed")
     found += [
         f"the replica of {name} at {replica['site']} is {replica['state']}"
         for replica in volume.get("sites", [])

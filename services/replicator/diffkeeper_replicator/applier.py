@@ -20,6 +20,7 @@ from typing import Any
 from diffkeeper.domain import deltas, trees
 from diffkeeper.domain.deltas import Delta, Op
 from diffkeeper_replicator import naming, safe_paths
+from diffkeeper_replicator.graves import Graves
 from diffkeeper_replicator.handles import DEAD, Handles
 
 _NOT_A_WRITE = re.compile(rb"[^\x02]")
@@ -42,10 +43,10 @@ class Applier:
     ) -> None:
         self.tree = tree
         self.identities = identities
-        self._handles = Handles(root_fd, tree, identities)
+        self.handles = Handles(root_fd, tree, identities)
         # What could not be carried over and was passed by, by cause; told in the status.
         self.notes: Counter[str] = Counter()
-        self._names = naming.Namer(tree, identities, self._handles, allow_setid)
+        self._names = naming.Namer(tree, identities, self.handles, allow_setid)
         self._resume: _Progress | None = None
 
     def apply(self, columns: deltas.Columns) -> None:
@@ -94,8 +95,12 @@ class Applier:
                 self._content(op, columns, progress.index, packed)
             progress.index += 1
 
+    def bury_in(self, graves: Graves | None, keep_below: int) -> None:
+        """From now on a file with an id below ``keep_below`` is kept when its last name goes."""
+        self._names.graves, self._names.keep_below = graves, keep_below
+
     def close(self) -> None:
-        self._handles.close()
+        self.handles.close()
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -116,11 +121,11 @@ class Applier:
         try:
             match op:
                 case Op.TRUNCATE:
-                    fd = self._handles.file(file_id)
+                    fd = self.handles.file(file_id)
                     if fd != DEAD:
                         os.ftruncate(fd, columns.offsets[index])
                 case Op.PUNCH:
-                    fd = self._handles.file(file_id)
+                    fd = self.handles.file(file_id)
                     if fd != DEAD:
                         safe_paths.punch(fd, columns.offsets[index], columns.lengths[index])
                 case Op.ATTR:
@@ -143,7 +148,7 @@ class Applier:
         The hot loop of a replica: local names, no objects but the slices. On an error progress stands at a
         write not yet done.
         """
-        files = self._handles.files
+        files = self.handles.files
         pwrite = os.pwrite
         index = first = progress.index
         at = begin = progress.data
@@ -162,7 +167,7 @@ class Applier:
                     if file_id != open_id:
                         fd = files.get(file_id, DEAD)
                         if fd == DEAD:
-                            fd = self._handles.file(file_id)
+                            fd = self.handles.file(file_id)
                         open_id = file_id
                     begin, start, stop = at, offset, offset
                 index += 1

@@ -16,6 +16,7 @@ from blake3 import blake3
 from diffkeeper import atomic_files
 from diffkeeper.domain import errors, frames, positions, trees
 from diffkeeper_replicator import chains
+from diffkeeper_replicator.undo_log import Bounds
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -38,6 +39,15 @@ class WantedLink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return chains.Link(self.site, self.epoch, self.parent.tip() if self.parent is not None else None)
 
 
+class Reclaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``path`` is the directory that the leader of this epoch left: to be taken back instead of built anew."""
+
+    epoch: int
+    # Files that its agent left: frames of its spool, and the tree with its inodes.
+    tail: str | None = None
+    tree_state: str | None = None
+
+
 class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of ``PUT /v1/volumes/V``."""
 
@@ -48,6 +58,7 @@ class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chain: tuple[WantedLink, ...] = ()
     path: str | None = None
     tree_state: str | None = None
+    reclaim: Reclaim | None = None
 
 
 class Promotion(msgspec.Struct, frozen=True):
@@ -86,6 +97,8 @@ class DirectoryNote(msgspec.Struct, frozen=True):
     adopted: str | None = None
     # Given to the program: what the tree checkpoint says of it is history.
     left: bool = False
+    # The position it was being brought back to; None but during that.
+    rewinding: str | None = None
 
 
 class _Promise(msgspec.Struct, frozen=True):
@@ -95,8 +108,10 @@ class _Promise(msgspec.Struct, frozen=True):
 class VolumeFiles:
     """The files of one volume below the replicator's directory. Every write blocks for fsyncs."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, undo_bounds: Bounds | None = None) -> None:
         self.directory = directory
+        self.undo = directory / "undo"
+        self.undo_bounds = undo_bounds or Bounds()
         self.journal = directory / "journal"
         self.orphans = directory / "orphans"
         self.promoted = directory / "promoted.state"

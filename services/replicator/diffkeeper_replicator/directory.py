@@ -9,34 +9,43 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 
-from diffkeeper.domain import deltas, errors, frames, trees
+from diffkeeper.domain import deltas, errors, frames, positions, trees
 from diffkeeper.domain.deltas import ROOT_ID
-from diffkeeper_replicator import safe_paths, verify
+from diffkeeper_replicator import safe_paths, undo, verify
 from diffkeeper_replicator.applier import Applier
 from diffkeeper_replicator.cursor import DirectoryNote, VolumeFiles
 from diffkeeper_replicator.journal import Journal
 from diffkeeper_replicator.reconcile import reconcile
+from diffkeeper_replicator.rewind import Rewinder
 
 
 class Directory:
     """Made by ``open_or_begin`` or ``adopt``."""
 
     def __init__(
-        self, files: VolumeFiles, note: DirectoryNote, state: trees.TreeState, allow_setid: bool
+        self,
+        files: VolumeFiles,
+        note: DirectoryNote,
+        state: trees.TreeState,
+        allow_setid: bool,
+        kept: undo.Undo | None = None,
     ) -> None:
         self._files = files
         self._note = note
         self._state = state
         self.path = Path(note.path)
-        self._root_fd = safe_paths.open_root(self.path)
-        self._applier = Applier(self._root_fd, state.tree, state.identities, allow_setid=allow_setid)
+        self.root_fd = safe_paths.open_root(self.path)
+        self._applier = Applier(self.root_fd, state.tree, state.identities, allow_setid=allow_setid)
+        self._allow_setid = allow_setid
+        self.undo = kept or undo.Undo(files.undo, self.path, files.undo_bounds)
+        self.undo.stand_at(self.tip)
         # How many bytes were applied since the last checkpoint was begun.
         self.bytes_since_checkpoint = 0
 
@@ -57,6 +66,64 @@ class Directory:
     def notes(self) -> dict[str, int]:
         return dict(self._applier.notes)
 
+    def cover(self, run: Sequence[undo.Kept]) -> Sequence[undo.Kept]:
+        """Keep what a run that continues ``tip`` takes away; gives those of its frames that may be applied now."""
+        try:
+            return self.undo.cover(run, self._applier, self.tip, self.stamp)
+        except OSError as error:
+            raise safe_paths.disk_error(error, "keeping what a run overwrites") from error
+
+    def rewind(self, target: positions.Position, journal: Journal) -> None:
+        """Bring the directory backward to ``target``, a frame of the journal or its start. Blocking.
+
+        Raises Refused ``undo-out-of-reach`` with nothing changed. A crash or an error on the way leaves a directory
+        that opens as ``rewind-broken``.
+        """
+        if target >= self.tip.position:
+            return
+        floor = self.undo.floor
+        if floor is None or target < floor:
+            raise undo.out_of_reach(target, floor)
+        self._write_note(rewinding=str(target))
+        self._go_back(target)
+        for frame in journal.frames_after(self.tip.position):
+            if frame.position > target:
+                break
+            columns = frame.columns()
+            self.cover([(frame, columns)])
+            self.apply(frame, columns)
+        self._check_arrived(target)
+        self.sync()
+        self._files.write_state(self.encode_state())
+        base = self._note.base_end
+        beyond = base is not None and positions.parse(base) > target
+        self._write_note(rewinding=None, base_end=None if beyond else base)
+
+    def _go_back(self, target: positions.Position) -> None:
+        """To the beginning of the run that holds the frame after ``target``, or to ``target`` itself."""
+        state = self._state
+        self._applier.close()
+        rewinder = Rewinder(
+            self.root_fd, state.tree, state.identities, self.undo.graves, allow_setid=self._allow_setid
+        )
+        try:
+            for record in self.undo.log.records_back(target):
+                rewinder.undo(record)
+                state.position, state.frame_hash = record.span.before.position, record.span.before.hash
+                state.stamp = record.span.stamp
+        finally:
+            rewinder.close()
+        self.undo.log.cut_to(self.tip)
+        self._applier = Applier(self.root_fd, state.tree, state.identities, allow_setid=self._allow_setid)
+
+    def _check_arrived(self, target: positions.Position) -> None:
+        if self.tip.position != target:
+            raise errors.Corrupt(
+                f"going back to {target} ended at {self.tip.position}: the journal does not lead there",
+                reason="rewind-broken",
+                hint="the directory is compared with the journal when it is opened again",
+            )
+
     def apply(self, frame: frames.Frame, columns: deltas.Columns) -> None:
         """One frame that continues ``tip``. After Transient the same frame is to be given again."""
         if frames.follows(self.tip, frame) is not frames.Follows.NEXT:
@@ -74,13 +141,17 @@ class Directory:
         if frames.Flag.BASE_END in frame.header.flags and not self.base_complete:
             self._write_note(base_end=str(frame.position))
 
+    def tree(self) -> trees.Tree:
+        """A copy of the names as they are now."""
+        return trees.decode(trees.encode(self._state)).tree
+
     def encode_state(self) -> bytes:
         self.bytes_since_checkpoint = 0
         return trees.encode(self._state)
 
     def sync(self) -> None:
         """All that was applied is on disk when this returns. May be called from another thread."""
-        safe_paths.sync_filesystem(self._root_fd)
+        safe_paths.sync_filesystem(self.root_fd)
 
     def digest(self) -> dict[str, verify.Entry]:
         return verify.digest(self.path)
@@ -94,7 +165,7 @@ class Directory:
         """What lets the new owner see that files are still as they were handed over, without reading them."""
         for path, file_id in self._state.tree.paths():
             if self._state.tree.nodes[file_id].kind is trees.Kind.FILE:
-                found = os.stat(path, dir_fd=self._root_fd, follow_symlinks=False)
+                found = os.stat(path, dir_fd=self.root_fd, follow_symlinks=False)
                 yield file_id, (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def close(self, *, clean: bool) -> None:
@@ -106,7 +177,8 @@ class Directory:
                 self._files.write_clean()
         finally:
             self._applier.close()
-            os.close(self._root_fd)
+            self.undo.close()
+            os.close(self.root_fd)
 
     def _write_note(self, **changes: object) -> None:
         self._note = msgspec.structs.replace(self._note, **changes)
@@ -133,6 +205,13 @@ def open_or_begin(
             hint="follow with the tree state of a handover, with another path, or rebuild the replica",
         )
     _check_root(note)
+    if note.rewinding is not None:
+        raise errors.Corrupt(
+            f"{path} was being brought back to {note.rewinding} when that was broken off",
+            reason="rewind-broken",
+            hint="it is compared with the journal",
+            target=note.rewinding,
+        )
     state = files.state()
     if state is None:
         raise errors.Corrupt(
@@ -143,17 +222,25 @@ def open_or_begin(
     start = state.position
     if state.identities[ROOT_ID].device != os.lstat(path).st_dev:
         _move_device(state, os.lstat(path).st_dev)
+    kept = undo.Undo(files.undo, path, files.undo_bounds)
     if not files.take_clean():
+        usable = kept.usable_to(frames.Tip(start, state.frame_hash), journal)
         # The journal may grow meanwhile; what comes later is applied later.
-        count = max(0, journal.tip.position.sequence - start.sequence)
+        end = usable if usable is not None else journal.tip.position
+        count = max(0, end.sequence - start.sequence)
         if note.base_end is None:
             note = msgspec.structs.replace(
                 note, base_end=_base_end(islice(journal.frames_after(start), count))
             )
         state = reconcile(
-            path, state, lambda: islice(journal.frames_after(start), count), allow_setid=allow_setid
+            path,
+            state,
+            lambda: islice(journal.frames_after(start), count),
+            allow_setid=allow_setid,
+            graves=kept.graves if usable is not None else None,
+            dying=kept.log.dying(),
         )
-    return _start(files, note, state, allow_setid)
+    return _start(files, note, state, allow_setid, kept)
 
 
 def adopt(
@@ -194,6 +281,22 @@ def adopt(
     return _start(files, note, state, allow_setid)
 
 
+def take_over(
+    files: VolumeFiles,
+    path: Path,
+    state: trees.TreeState,
+    base_end: str | None,
+    marker: str,
+    *,
+    allow_setid: bool = False,
+) -> Directory:
+    """A directory that was brought to the state, as the replica from now on; ``marker`` says by what."""
+    found = _stat_root(path)
+    note = DirectoryNote(str(path), found.st_dev, found.st_ino, base_end=base_end, adopted=marker)
+    files.forget_directory()
+    return _start(files, note, state, allow_setid)
+
+
 def adopted_with(note: DirectoryNote | None, tree_state: Path) -> bool:
     """Whether the replica's directory is the one that was adopted with this tree state, and still follows
     from it.
@@ -226,9 +329,15 @@ def _begin(files: VolumeFiles, volume: str, path: Path, allow_setid: bool) -> Di
     return _start(files, DirectoryNote(str(path), found.st_dev, found.st_ino), state, allow_setid)
 
 
-def _start(files: VolumeFiles, note: DirectoryNote, state: trees.TreeState, allow_setid: bool) -> Directory:
+def _start(
+    files: VolumeFiles,
+    note: DirectoryNote,
+    state: trees.TreeState,
+    allow_setid: bool,
+    kept: undo.Undo | None = None,
+) -> Directory:
     """The checkpoint first, then the note that makes it count."""
-    directory = Directory(files, note, state, allow_setid)
+    directory = Directory(files, note, state, allow_setid, kept)
     directory.sync()
     files.write_state(directory.encode_state())
     files.write_note(note)

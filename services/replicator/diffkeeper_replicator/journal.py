@@ -4,7 +4,8 @@
 below) and the frame's wire bytes; the frame's BLAKE3 hash is the record's checksum. Each head also tells how
 far its segment was known to be on disk when it was written, so that on open a torn tail (cut off, and fetched
 again from the stream) can be told from damage to something that had been confirmed (Corrupt, never cut). One
-thread appends; any thread may read.
+thread appends; any thread may read. Zeros at the end of the last segment are room made ready: small records that
+overwrite it are synced without the file system's journal, which others on the same disk wait for too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from typing import NamedTuple
 from diffkeeper.domain import errors, frames, limits, positions
 
 SEGMENT_BYTES = 64 * 1024 * 1024
+# How much room is made behind a batch of at most so many bytes; larger ones are few enough.
+ROOM_BYTES = 1024 * 1024
+SMALL_BYTES = 64 * 1024
 _MAGIC = b"DKR1"
 # magic, bytes of wire, epoch, sequence, bytes of this segment known durable, frame hash; then crc32 of these
 _HEAD = struct.Struct("<4sIQQQ32s")
@@ -30,7 +34,7 @@ _CRC = struct.Struct("<I")
 HEAD_BYTES = _HEAD.size + _CRC.size
 # One offset of each so many records is kept in memory.
 _STRIDE = 32
-_SUFFIX = ".journal"
+SUFFIX = ".journal"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -68,6 +72,7 @@ class Journal:
         self._lock = threading.Lock()  # guards _segments and what is in them
         self._segments: list[_Segment] = []
         self._fd = -1  # of the last segment
+        self._room = 0  # up to here the last segment has been written, with records or zeros
         self._durable_to = 0  # in the last segment
         self._poison: OSError | None = None
         # What was cut off the end on open, in bytes.
@@ -86,8 +91,8 @@ class Journal:
         """
         journal = cls(directory, segment_bytes)
         directory.mkdir(parents=True, exist_ok=True)
-        found = sorted(directory.glob(f"*{_SUFFIX}"))
-        journal._segments = [_Segment(path, int(path.name.removesuffix(_SUFFIX))) for path in found]
+        found = sorted(directory.glob(f"*{SUFFIX}"))
+        journal._segments = [_Segment(path, int(path.name.removesuffix(SUFFIX))) for path in found]
         if distrust_cache:
             for segment in journal._segments:
                 _drop_cache(segment.path)
@@ -105,7 +110,8 @@ class Journal:
     @property
     def size_bytes(self) -> int:
         with self._lock:
-            return sum(segment.path.stat().st_size for segment in self._segments)
+            last = self._segments[-1].end if self._segments else 0
+            return last + sum(segment.path.stat().st_size for segment in self._segments[:-1])
 
     def append(self, batch: Sequence[frames.Frame]) -> frames.Tip:
         """Frames that continue the tip, on disk when this returns: one write, one fsync for all. Blocking.
@@ -211,6 +217,7 @@ class Journal:
 
     def close(self) -> None:
         if self._fd >= 0:
+            self._give_room_back()
             os.close(self._fd)
             self._fd = -1
 
@@ -224,6 +231,7 @@ class Journal:
             self.cut_bytes += torn
             if tip is not None:
                 self._fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
+                self._room = segment.end
                 if torn:
                     os.ftruncate(self._fd, segment.end)
                 # What a killed predecessor had written but not synced is whole, and durable only from here
@@ -239,8 +247,10 @@ class Journal:
     def _writable(self, sequence: int) -> _Segment:
         if self._segments and self._fd >= 0 and self._segments[-1].end < self._segment_bytes:
             return self._segments[-1]
-        path = self._directory / f"{sequence:020d}{_SUFFIX}"
+        path = self._directory / f"{sequence:020d}{SUFFIX}"
         try:
+            if self._give_room_back():
+                os.fsync(self._fd)  # no segment but the last may end in zeros
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             _sync_directory(self._directory)
         except OSError as error:
@@ -250,7 +260,7 @@ class Journal:
             raise _poisoned(error) from error
         self.close()
         self._fd = fd
-        self._durable_to = 0
+        self._durable_to = self._room = 0
         segment = _Segment(path, sequence)
         segment.indexed = True
         with self._lock:
@@ -270,13 +280,38 @@ class Journal:
             )
             parts += (head, _CRC.pack(zlib.crc32(head)), frame.wire)
         try:
-            _write_all(self._fd, parts, segment.end)
+            end = segment.end + _write_all(self._fd, parts, segment.end)
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 self._poison = error
                 raise _poisoned(error) from error
             os.ftruncate(self._fd, segment.end)
+            self._room = segment.end
             raise _full() from error
+        if end > self._room:
+            self._room = end
+            if end - segment.end <= SMALL_BYTES:
+                self._make_room(end)
+
+    def _make_room(self, end: int) -> None:
+        """Zeros behind the last record. A full disk is no trouble yet: the next record will tell."""
+        most = min(ROOM_BYTES, self._segment_bytes - end)
+        if most <= 0:
+            return
+        try:
+            self._room += os.pwrite(self._fd, bytes(most), end)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                self._poison = error
+                raise _poisoned(error) from error
+
+    def _give_room_back(self) -> bool:
+        """Cut the zeros off; whether there were any."""
+        if self._fd < 0 or not self._segments or self._room <= self._segments[-1].end:
+            return False
+        self._room = self._segments[-1].end
+        os.ftruncate(self._fd, self._room)
+        return True
 
     def _find(self, sequence: int) -> tuple[_Segment, int] | None:
         """Segment and offset of the record with this sequence."""
@@ -299,8 +334,9 @@ class Journal:
         return segment, offset
 
 
-def _write_all(fd: int, parts: Sequence[bytes], offset: int) -> None:
-    """All of ``parts`` at ``offset``, in as few calls as the kernel allows."""
+def _write_all(fd: int, parts: Sequence[bytes], offset: int) -> int:
+    """All of ``parts`` at ``offset``, in as few calls as the kernel allows; how many bytes they are."""
+    begin = offset
     for first in range(0, len(parts), 1023):  # IOV_MAX is 1024
         some = parts[first : first + 1023]
         wanted = sum(map(len, some))
@@ -310,6 +346,7 @@ def _write_all(fd: int, parts: Sequence[bytes], offset: int) -> None:
             while done < wanted:
                 done += os.pwrite(fd, rest[done:], offset + done)
         offset += wanted
+    return offset - begin
 
 
 def _parse_head(data: bytes) -> Record | None:
@@ -340,6 +377,20 @@ def _try_read(fd: int, offset: int) -> tuple[Record, frames.Frame] | None:
     except errors.Corrupt:
         return None
     return (record, frame) if frame.hash == record.hash and frame.position == record.position else None
+
+
+def read_record(fd: int, offset: int) -> tuple[frames.Frame, int] | None:
+    """For readers in other processes: the frame at ``offset`` and the bytes of its record, or None where no
+    whole one stands.
+    """
+    found = _try_read(fd, offset)
+    return None if found is None else (found[1], HEAD_BYTES + found[0].wire_bytes)
+
+
+def record_bytes(fd: int, offset: int) -> int | None:
+    """How long the record at ``offset`` is by its head."""
+    record = _parse_head(os.pread(fd, HEAD_BYTES, offset))
+    return None if record is None else HEAD_BYTES + record.wire_bytes
 
 
 def _read(fd: int, offset: int, path: Path) -> tuple[Record, frames.Frame]:

@@ -17,6 +17,7 @@ from types import TracebackType
 from diffkeeper.domain import errors, trees
 from diffkeeper.domain.deltas import ROOT_ID
 from diffkeeper_replicator import safe_paths
+from diffkeeper_replicator.graves import Graves
 from diffkeeper_replicator.handles import Handles
 from diffkeeper_replicator.naming import Namer
 
@@ -46,8 +47,13 @@ class Layout:
         identities: dict[int, trees.Identity],
         *,
         allow_setid: bool,
+        dying: dict[int, int] | None = None,
+        graves: Graves | None = None,
     ) -> None:
         self._root_fd = root_fd
+        # Inode → id of files that the log removes and that are kept in ``graves``.
+        self._dying = dying or {}
+        self._graves = graves
         self._tree = tree
         self._identities = identities
         self._device = os.fstat(root_fd).st_dev
@@ -75,6 +81,15 @@ class Layout:
     ) -> None:
         self._handles.close()
         os.close(self._aside_fd)
+
+    @staticmethod
+    def aside_inodes(root: Path, root_fd: int) -> set[int]:
+        """Of what an earlier run that was cut off has put aside."""
+        path = _aside_path(root, os.fstat(root_fd).st_dev)
+        if not path.is_dir():
+            return set()
+        with os.scandir(path) as entries:
+            return {entry.inode() for entry in entries}
 
     def bring_about(self) -> None:
         """Lay every name. Raises Corrupt, with nothing changed, when a file that must be there is not."""
@@ -188,10 +203,22 @@ class Layout:
             return None
         return file_id
 
+    def _bury(self, dir_fd: int, name: bytes) -> bool:
+        """Whether the entry is of a file that was being removed, and went where it is kept."""
+        if not self._dying:
+            return False
+        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        file_id = self._dying.pop(found.st_ino, None)
+        if file_id is None or self._graves is None or self._graves.has(file_id):
+            return False
+        self._graves.bury(file_id, dir_fd, name)
+        return True
+
     def _leave(self, walk: _Walk, name: bytes, file_id: int | None, *, is_dir: bool) -> None:
         """The last word on an entry whose own entries, if any, have been dealt with."""
         if file_id is None:
-            (os.rmdir if is_dir else os.unlink)(name, dir_fd=walk.fd)
+            if not self._bury(walk.fd, name):
+                (os.rmdir if is_dir else os.unlink)(name, dir_fd=walk.fd)
             return
         number = str(file_id).encode()
         if walk.file_id is not None and self._tree.child(walk.file_id, name) == file_id:

@@ -8,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-from diffkeeper import http, metrics, service, settings
+from diffkeeper import heap, http, metrics, service, settings
 from diffkeeper.log import nats_event_log
-from diffkeeper_replicator import gauges, replicator_api
+from diffkeeper_replicator import clones, gauges, replicator_api
+from diffkeeper_replicator.history_main import HistorySettings
+from diffkeeper_replicator.history_process import HistoryProcess
 from diffkeeper_replicator.replicator import Replicator
 from diffkeeper_replicator.settings import ReplicatorSettings
 
@@ -30,6 +32,7 @@ def main() -> None:
 
 
 async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
+    heap.hold()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     _raise_descriptor_limit()
     token = settings.read_token(Path(wanted.token_file))
@@ -47,10 +50,23 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
         now_us,
         allow_setid=wanted.allow_setid,
     )
+    history = HistoryProcess(
+        HistorySettings(
+            site=wanted.site,
+            dir=wanted.dir,
+            volumes_dir=wanted.volumes_dir,
+            token=token,
+            peers=wanted.peers,
+        ),
+        replicator.journal_bytes,
+    )
     try:
         await replicator.resume()
         app = http.make_app(token)
         replicator_api.add_routes(app, replicator, now_us)
+        history.add_routes(app)
+        scope.spawn("history", history.run())
+        clones.add_routes(app, replicator)
         measured = metrics.Metrics()
         gauges.register(measured, replicator)
         app.add_routes([measured.route()])
@@ -58,6 +74,7 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
             scope.ready(site=wanted.site, port=port)
             await scope.stopping.wait()
     finally:
+        await history.close()
         await replicator.close()
         await log.close()
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from diffkeeper.domain import errors, trees
 from diffkeeper.domain.deltas import Delta, Op
 from diffkeeper_replicator import safe_paths
+from diffkeeper_replicator.graves import Graves
 from diffkeeper_replicator.handles import DEAD, Handles
 
 _SETID_BITS = 0o6000
@@ -40,6 +41,9 @@ class Namer:
         self._handles = handles
         self._mode_mask = 0o7777 if allow_setid else 0o7777 & ~_SETID_BITS
         self._owners = os.geteuid() == 0
+        # Where files go whose last name is taken; ids from ``keep_below`` on are not kept: nothing leads back to them.
+        self.graves: Graves | None = None
+        self.keep_below = 0
 
     def prepare(self, delta: Delta) -> Prepared:
         """What must be looked up before the tree changes. Changes nothing; raises Transient or Corrupt."""
@@ -56,7 +60,7 @@ class Namer:
         """The change on disk, once the tree has taken it."""
         delta, replaced = prepared.delta, prepared.replaced
         try:
-            self._on_disk(delta, prepared.parents)
+            self._on_disk(delta, prepared.parents, self._dying(replaced))
         except OSError as error:
             raise safe_paths.disk_error(
                 error, f"{delta.op.name.lower()} of file id {delta.file_id}"
@@ -65,7 +69,13 @@ class Namer:
             self._handles.drop(replaced)
             self._identities.pop(replaced, None)
 
-    def _on_disk(self, delta: Delta, parents: list[int]) -> None:
+    def _dying(self, file_id: int | None) -> int | None:
+        """The id, when it has lost its last name and is to be kept."""
+        if file_id is None or self.graves is None or file_id >= self.keep_below:
+            return None
+        return None if file_id in self._tree.nodes else file_id
+
+    def _on_disk(self, delta: Delta, parents: list[int], dying: int | None) -> None:
         args, file_id, parent = delta.args, delta.file_id, parents[0]
         match delta.op:
             case Op.CREATE:
@@ -78,6 +88,8 @@ class Namer:
                 self.mkfifo(file_id, parent, args[1])
             case Op.LINK:
                 self._link(file_id, parent, args[1])
+            case Op.UNLINK | Op.RMDIR if dying is not None and self.graves is not None:
+                self.graves.bury(dying, parent, args[1])
             case Op.UNLINK:
                 os.unlink(args[1], dir_fd=parent)
             case Op.RMDIR:
@@ -85,6 +97,10 @@ class Namer:
             case Op.RENAME if args[4]:
                 safe_paths.exchange(parent, args[1], parents[1], args[3])
             case Op.RENAME:
+                if dying is not None and self.graves is not None:
+                    # A directory has no second name, so for a moment it has none.
+                    is_dir = self._tree.nodes[file_id].kind is trees.Kind.DIR
+                    (self.graves.bury if is_dir else self.graves.link)(dying, parents[1], args[3])
                 os.rename(args[1], args[3], src_dir_fd=parent, dst_dir_fd=parents[1])
 
     # -- making what the tree has and the disk lacks; also used by reconcile ---------------------------------

@@ -19,6 +19,7 @@ from pathlib import Path
 from diffkeeper.domain import deltas, frames, trees
 from diffkeeper_replicator import safe_paths
 from diffkeeper_replicator.applier import Applier
+from diffkeeper_replicator.graves import Graves
 from diffkeeper_replicator.layout import Layout
 
 # Gives the frames after P from the beginning each time it is called: they are read twice. The first reading
@@ -27,12 +28,20 @@ Frames = Callable[[], Iterable[frames.Frame]]
 
 
 def reconcile(
-    root: Path, state: trees.TreeState, after: Frames, *, allow_setid: bool = False
+    root: Path,
+    state: trees.TreeState,
+    after: Frames,
+    *,
+    allow_setid: bool = False,
+    graves: Graves | None = None,
+    dying: dict[int, int] | None = None,
 ) -> trees.TreeState:
     """Bring ``root`` to the last of the frames and give the state there; ``state`` is used up. Blocking.
 
-    Raises Corrupt when the frames contradict the tree or something else changed the directory, Transient when
-    the disk is full: then call again with the state at P.
+    What the log removes goes into ``graves``, where undo records may need it; ``dying`` (inode → id) tells of such
+    files that the state does not know. Raises Corrupt when the frames
+    contradict the tree or something else changed the directory, Transient when the disk is full: then call again with
+    the state at P.
     """
     tree, identities = state.tree, state.identities
     at = frames.Tip(state.position, state.frame_hash)
@@ -40,11 +49,14 @@ def reconcile(
     for frame in after():
         replay_names(tree, frame.columns())
         at, stamp = frames.Tip(frame.position, frame.hash), frame.header.last
+    dying = dict(dying or {})
     for file_id in [file_id for file_id in identities if file_id not in tree.nodes]:
-        del identities[file_id]
+        dying[identities.pop(file_id).inode] = file_id
     root_fd = safe_paths.open_root(root)
     try:
-        with Layout(root, root_fd, tree, identities, allow_setid=allow_setid) as layout:
+        with Layout(
+            root, root_fd, tree, identities, allow_setid=allow_setid, dying=dying, graves=graves
+        ) as layout:
             layout.bring_about()
             applier = Applier(root_fd, tree, identities, allow_setid=allow_setid)
             try:

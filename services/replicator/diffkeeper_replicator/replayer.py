@@ -99,11 +99,17 @@ class Replayer:
         """Open or begin the directory. Its failure is this side's trouble, not the caller's."""
         try:
             self.directory = await self.in_thread(begin)
+            self.trouble = None
         except errors.DiffKeeperError as error:
             self.trouble = error
         self.opened.set()
         self._checkpointed_at = asyncio.get_running_loop().time()
         self._wake.set()
+
+    def fail(self, error: errors.DiffKeeperError) -> None:
+        """The directory cannot be opened at all."""
+        self.trouble = error
+        self.opened.set()
 
     async def run(self) -> None:
         """Apply for ever; ends by being cancelled, after which ``settle`` waits for the thread."""
@@ -195,14 +201,19 @@ class Replayer:
         """In the thread."""
         directory = self.directory
         assert directory is not None, "only an open directory is behind"
-        if run:
-            for frame, columns in run:
-                directory.apply(frame, columns)
-                self.applied_bytes += frame.header.body_bytes
-            return
-        for frame in islice(self._journal().frames_after(directory.tip.position), _READ_BACK_FRAMES):
-            directory.apply(frame, frame.columns())
+        for frame, columns in directory.cover(run or self._read_back(directory)):
+            directory.apply(frame, columns)
             self.applied_bytes += frame.header.body_bytes
+
+    def _read_back(self, directory: Directory) -> list[Kept]:
+        """The next frames as the journal has them."""
+        run, size = [], 0
+        for frame in islice(self._journal().frames_after(directory.tip.position), _READ_BACK_FRAMES):
+            run.append((frame, frame.columns()))
+            size += frame.header.body_bytes
+            if size >= RUN_MAX_BYTES:
+                break
+        return run
 
     async def _checkpoint_if_due(self) -> None:
         directory, now = self.directory, asyncio.get_running_loop().time()

@@ -17,16 +17,31 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 
 from diffkeeper import atomic_files
 from diffkeeper.domain import errors, frames, positions
 from diffkeeper.log import event_log
-from diffkeeper_replicator import directory, orphans, safe_paths, statuses
+from diffkeeper_replicator import (
+    chains,
+    directory,
+    orphans,
+    safe_paths,
+    statuses,
+    stepping_back,
+    taking_back,
+    undo,
+)
 from diffkeeper_replicator.cursor import Kept, Promotion, Role, VolumeFiles
 from diffkeeper_replicator.intake import Intake
 from diffkeeper_replicator.journal import Journal
 from diffkeeper_replicator.replayer import Replayer
 from diffkeeper_replicator.subscriber import Subscriber
+
+# A directory that something still writes to is looked at again after this.
+TAKE_BACK_RETRY_S = 1.0
+
+_log = structlog.get_logger("replica")
 
 Spawn = Callable[[str, Coroutine[Any, Any, Any]], asyncio.Task[Any]]
 
@@ -245,13 +260,61 @@ class Replica:
             and before.wanted.path == role.path
             and role.tree_state in (None, before.wanted.tree_state)
         )
-        if same_place and self.intake is not None:
+        if same_place and self.intake is not None and not self._is_beyond(role, self.intake.journal.tip):
             self.intake.chain = [link.link() for link in role.chain]
             self.intake.change()
             return
         await self._end(clean=True)
         await self._begin()
         await self._check_adopted(role)
+
+    def _is_beyond(self, role: Role, tip: frames.Tip) -> bool:
+        """Whether the journal holds frames that the chain goes on without."""
+        return self._parent_behind(role, tip) is not None
+
+    def _parent_behind(self, role: Role, tip: frames.Tip) -> frames.Tip | None:
+        links = [link.link() for link in role.chain]
+        try:
+            chains.next_reading(tip, links)
+        except errors.Corrupt as error:
+            if error.reason != "tail-beyond-parent":
+                return None
+            known = [link.parent for link in links if link.parent is not None]
+            return next(one for one in known if str(one.position) == error.facts["parent"])
+        return None
+
+    def _leave_tail(self, journal: Journal, role: Role) -> None:
+        """Make a branch of frames that the chain goes on without, and go back to where it goes on. In a thread.
+
+        Where the directory cannot be brought back that way everything stays as it is: the intake then says why it
+        reads nothing.
+        """
+        parent = self._parent_behind(role, journal.tip)
+        note = self.files.note()
+        if parent is None or note is None or note.left or note.path != str(self.path):
+            return
+        tail = list(journal.frames_after(parent.position))
+        branch = taking_back.note_of(
+            self.volume,
+            self.site,
+            tail[0].position.epoch,
+            parent,
+            tail,
+            "tail beyond parent",
+            self.now_us(),
+            self.path,
+        )
+        opened = directory.open_or_begin(
+            self.files, self.volume, self.path, journal, allow_setid=self.allow_setid
+        )
+        clean = False
+        try:
+            stepping_back.step_back(self.files, opened, journal, parent, branch)
+            clean = True
+        except errors.Refused as error:
+            _log.warning(error.message, reason=error.reason, hint=error.hint)
+        finally:
+            opened.close(clean=clean)
 
     async def _check_adopted(self, role: Role) -> None:
         """The caller forgets the tree state once it is answered, so the answer says whether it was used."""
@@ -266,6 +329,7 @@ class Replica:
         self.fault = None
         try:
             journal = await asyncio.to_thread(Journal.open, self.files.journal)
+            await asyncio.to_thread(self._leave_tail, journal, self._kept.wanted)
         except (errors.DiffKeeperError, OSError) as error:
             self.fault = _as_ours(error, "opening the journal")
             return
@@ -294,10 +358,48 @@ class Replica:
         if replayer.directory is None and replayer.trouble is None:
             self.opening = True
             try:
-                await replayer.open(self._open_directory)
+                await self._open(replayer)
             finally:
                 self.opening = False
         await replayer.run()
+
+    async def _open(self, replayer: Replayer) -> None:
+        """Open the directory, once what a fenced leader left in it can be taken back."""
+        wanted, intake = self.wanted, self.intake
+        assert wanted is not None and intake is not None, "only a follower opens"
+        try:
+            wish = taking_back.wish_of(wanted, self.site, self.path, self.files.note())
+            if wish is None:
+                await replayer.open(self._open_directory)
+                return
+            while intake.journal.tip.position < wish.parent.position:
+                intake.grown.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(intake.grown.wait(), 1.0)
+            tail = await taking_back.tail_of(wish, Subscriber(self.volume, self._log))
+        except errors.DiffKeeperError as error:
+            replayer.fail(error)
+            return
+        while True:
+            await replayer.open(lambda: self._take_back(wish, tail, intake.journal))
+            if not isinstance(replayer.trouble, errors.Transient):
+                return
+            await asyncio.sleep(TAKE_BACK_RETRY_S)
+
+    def _take_back(
+        self, wish: taking_back.Wish, tail: list[frames.Frame], journal: Journal
+    ) -> directory.Directory:
+        """In the replayer's thread."""
+        return taking_back.take_back(
+            self.files,
+            self.volume,
+            self.site,
+            wish,
+            tail,
+            journal,
+            self.now_us(),
+            allow_setid=self.allow_setid,
+        )
 
     def _open_directory(self) -> directory.Directory:
         """In the replayer's thread."""
@@ -393,6 +495,7 @@ class Replica:
                 safe_paths.sync_filesystem(fd)
             finally:
                 os.close(fd)
+            undo.remove_beside(path)
 
         await asyncio.to_thread(sync)
 

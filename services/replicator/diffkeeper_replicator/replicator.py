@@ -58,6 +58,14 @@ class Replicator:
         volumes.check_name("volume", volume)
         return self.replicas.get(volume) or self._open(volume)
 
+    def journal_bytes(self) -> dict[str, int]:
+        """How large the journal of each volume is on disk."""
+        sizes: dict[str, int] = {}
+        for volume in list(self.replicas):
+            found = (self._directory / volume / "journal").glob("*.journal")
+            sizes[volume] = sum(path.stat().st_size for path in found)
+        return sizes
+
     async def close(self) -> None:
         await asyncio.gather(*(replica.close() for replica in self.replicas.values()))
 

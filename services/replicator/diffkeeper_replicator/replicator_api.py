@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from diffkeeper import http
+from diffkeeper import __version__, http
 from diffkeeper.domain import errors, positions
 from diffkeeper_replicator import reports
 from diffkeeper_replicator.cursor import Role
@@ -66,7 +66,13 @@ class _Calls:
     async def status(self, _request: web.Request) -> web.Response:
         found = [replica.status() for _, replica in sorted(self._replicator.replicas.items())]
         return http.json_response(
-            {"site": self._replicator.site, "pid": os.getpid(), "volumes": found, "at_us": self._now_us()}
+            {
+                "site": self._replicator.site,
+                "pid": os.getpid(),
+                "version": __version__,
+                "volumes": found,
+                "at_us": self._now_us(),
+            }
         )
 
     async def volume(self, request: web.Request) -> web.Response:

@@ -17,5 +17,7 @@ class ReplicatorSettings(settings.Settings, frozen=True, kw_only=True):
     broker_secret_file: str
     host: str = "127.0.0.1"
     port: int = 0
+    # Replicators of other sites, asked for what is damaged in the history here.
+    peers: tuple[str, ...] = ()
     # Carry set-user-id and set-group-id bits over to replicas.
     allow_setid: bool = False

@@ -59,6 +59,23 @@ class Subscriber:
             )
         return None
 
+    async def beyond(
+        self, link: chains.Link, position: positions.Position
+    ) -> AsyncGenerator[frames.Frame, None]:
+        """The frames of a reign after ``position`` that its stream holds now, fences left out."""
+        origin = self.origin(link)
+        try:
+            sequence = await self.place_after(link, position)
+        except errors.NotFound:
+            return
+        while (stored := await self._log.get(origin, sequence)) is not None:
+            frame = frames.open_frame(stored.wire)
+            if frame.position.epoch > link.epoch:
+                return
+            if frames.Flag.FENCE not in frame.header.flags:
+                yield frame
+            sequence += 1
+
     async def place_after(self, link: chains.Link, position: positions.Position) -> int:
         """The stream sequence of the first message after ``position``. Raises NotFound without a stream."""
         origin = self.origin(link)

@@ -8,8 +8,10 @@ BROKER_MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 FRAME_MAX_BYTES = 6 * 1024 * 1024
 # A frame's body after decompression. Checked before memory is taken for it.
 FRAME_MAX_BODY_BYTES = 6 * 1024 * 1024
-# Builders cut a frame once its raw payload reaches this: large enough to pay for one fsync a message.
-FRAME_TARGET_BYTES = 1024 * 1024
+# Builders cut a frame once its raw payload reaches this: large enough to pay for one fsync a message (what a frame
+# costs each process it passes, whatever its size, is as much as a megabyte of it), and 29 bytes of it for each
+# delta are still fewer than FRAME_MAX_DELTAS.
+FRAME_TARGET_BYTES = 1792 * 1024
 FRAME_MAX_DELTAS = 65_536
 HEADER_MAX_BYTES = 4096
 # One WRITE delta; larger writes are cut into several.

@@ -26,6 +26,13 @@ CALLS = 200_000
 TRAIL_MAX_S = 1.0
 EQUAL_TIMEOUT_S = 30.0
 MB = 1e6
+# What a write passes on its way to the other site.
+WORKERS = {
+    "agent": ("east", "agent"),
+    "broker_east": ("east", "nats"),
+    "broker_west": ("west", "nats"),
+    "replicator": ("west", "replicator"),
+}
 
 Say = Callable[[str], None]
 
@@ -39,7 +46,8 @@ class Step:
     # From the first write to the last one's arrival in the replica's directory.
     applied_s: float
     lost: int
-    agent_cpu_s: float
+    # Processor seconds by process, from the first write to the last one's arrival.
+    cpu_s: dict[str, float]
 
     @property
     def kept_up(self) -> bool:
@@ -66,7 +74,9 @@ def alone(file: Path) -> Alone:
     return Alone(writers.time_pairs([file], PAIRS)[0], writers.time_calls(os.getppid, CALLS))
 
 
-def measure(folder: Path, seconds: float, rates: Sequence[int], say: Say) -> figures.Report:
+def measure(
+    folder: Path, seconds: float, rates: Sequence[int], say: Say, *, processes_count: int = 1
+) -> figures.Report:
     inside, outside = folder / "inside", folder / "outside"
     inside.mkdir()
     outside.mkdir()
@@ -91,7 +101,7 @@ def measure(folder: Path, seconds: float, rates: Sequence[int], say: Say) -> fig
         steps: list[Step] = []
         for rate in rates:
             say(f"{rate:,} writes a second for {seconds:g} s")
-            steps.append(hold(trial, inside, replica, rate, seconds))
+            steps.append(hold(trial, inside, replica, rate, seconds, processes_count))
             if not steps[-1].kept_up:
                 break
         agent = processes.usage(processes.pid_of(trial, "east", "agent"))
@@ -108,13 +118,15 @@ def measure(folder: Path, seconds: float, rates: Sequence[int], say: Say) -> fig
     return figures.Report("capture", found, faults, notes(volume, steps))
 
 
-def hold(trial: trials.Trial, inside: Path, replica: Path, rate: int, seconds: float) -> Step:
-    """One rate; the marker written after it arrives when all before it has."""
-    pid = processes.pid_of(trial, "east", "agent")
+def hold(trial: trials.Trial, inside: Path, replica: Path, rate: int, seconds: float, count: int = 1) -> Step:
+    """One rate, shared by ``count`` writers; the marker written after it arrives when all before it has."""
+    pids = {name: processes.pid_of(trial, *place) for name, place in WORKERS.items()}
     lost = int(trial.control().volume(VOLUME).get("lost_records") or 0)
-    cpu_s = processes.usage(pid).cpu_s
-    writer = writers.start("paced", inside / "paced", rate, seconds)
-    written = writers.finish(writer, 30 + 10 * seconds)
+    before = {name: processes.usage(pid).cpu_s for name, pid in pids.items()}
+    started = [
+        writers.start("paced", inside / f"paced-{number}", rate / count, seconds) for number in range(count)
+    ]
+    written = writers.finish_all(started, 30 + 10 * seconds)
     marker = f"{rate} {written.ended_ns}"
     (inside / "marker").write_text(marker)
     copy = replica / "marker"
@@ -128,7 +140,7 @@ def hold(trial: trials.Trial, inside: Path, replica: Path, rate: int, seconds: f
         written,
         (time.monotonic_ns() - written.started_ns) / 1e9,
         int(trial.control().volume(VOLUME).get("lost_records") or 0) - lost,
-        processes.usage(pid).cpu_s - cpu_s,
+        {name: processes.usage(pid).cpu_s - before[name] for name, pid in pids.items()},
     )
 
 
@@ -212,7 +224,10 @@ def carried(steps: Sequence[Step]) -> list[Figure]:
             note=f"captured and applied, none lost, asked {best.asked:,}/s",
         ),
         Figure("bytes_carried", bytes_rate, "MB/s", at_least=150, note="captured and applied"),
-        Figure("agent_cpu_per_write", best.agent_cpu_s / best.written.writes * 1e6, "us"),
+        *(
+            Figure(f"{name}_cpu_per_write", spent / best.written.writes * 1e6, "us")
+            for name, spent in best.cpu_s.items()
+        ),
     ]
 
 
@@ -223,7 +238,8 @@ def notes(volume: dict[str, Any], steps: Sequence[Step]) -> list[str]:
         *(
             f"asked {step.asked:,}/s: wrote {step.written.writes / step.written.seconds:,.0f}/s, "
             f"applied {step.applied_rate:,.0f}/s, trail {step.applied_s - step.written.seconds:.2f} s, "
-            f"lost {step.lost}, late ticks {step.written.late}, agent {step.agent_cpu_s:.2f} CPU s"
+            f"lost {step.lost}, late ticks {step.written.late}, CPU s: "
+            + ", ".join(f"{name} {spent:.2f}" for name, spent in step.cpu_s.items())
             for step in steps
         ),
     ]

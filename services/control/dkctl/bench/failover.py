@@ -137,6 +137,12 @@ def program(directory: str, port: int) -> list[str]:
     return [sys.executable, "-m", "dkctl.bench.appender", directory, str(port)]
 
 
+def http_program() -> list[str]:
+    """Without site packages: what is measured is the move, not the start of an interpreter."""
+    script = Path(__file__).with_name("http_appender.py")
+    return [sys.executable, "-I", "-S", str(script), "{path}", "{port}"]
+
+
 def fill(state: Path, size_mb: int) -> None:
     """Files of 8 MiB that zstd halves."""
     state.mkdir()

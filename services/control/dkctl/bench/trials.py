@@ -93,7 +93,14 @@ class Trial:
         return client.Control.of(self.directory)
 
     def run(
-        self, volume: str, site: str, path: Path, command: Sequence[str], durability: str, log: Path
+        self,
+        volume: str,
+        site: str,
+        path: Path,
+        command: Sequence[str],
+        durability: str,
+        log: Path,
+        *options: str,
     ) -> subprocess.Popen[bytes]:
         """``dkctl run`` in the background; it ends with its program, at the latest with the trial."""
         with log.open("ab") as output:
@@ -106,6 +113,7 @@ class Trial:
                     f"--site={site}",
                     f"--path={path}",
                     f"--durability={durability}",
+                    *options,
                     "--",
                     *command,
                 ],
@@ -130,8 +138,9 @@ class Trial:
         assert isinstance(operation, dict), "an operation is an object"
         return operation
 
-    def wait_following(self, volume: str, site: str, timeout_s: float = 60.0) -> Path:
-        """Until the replica of a site follows and has confirmed all that was captured; where it is.
+    def wait_following(self, volume: str, site: str, timeout_s: float = 60.0, behind: int = 0) -> Path:
+        """Until the replica of a site follows and has confirmed what was captured, but for at most ``behind``
+        frames; where it is.
 
         A replica alone cannot know how far it is behind while the link to the leader is down: only the leader's
         agent, which hears its confirmations, can.
@@ -141,9 +150,9 @@ class Trial:
             status = self.control().volume(volume)
             one = _at(status, site)
             confirmed = (status.get("positions") or {}).get("confirmed") or {}
-            behind = (status.get("lag") or {}).get("frames")
+            frames = (status.get("lag") or {}).get("frames")
             complete = one.get("state") == "following" and one.get("base_complete")
-            return bool(complete) and site in confirmed and behind == 0
+            return bool(complete) and site in confirmed and frames is not None and frames <= behind
 
         wait(f"{site} follows {volume}", follows, timeout_s)
         return Path(str(_at(self.control().volume(volume), site)["path"]))

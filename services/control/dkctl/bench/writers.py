@@ -158,6 +158,27 @@ def start(kind: str, path: Path, rate: float, seconds: float) -> subprocess.Pope
     )
 
 
+def together(written: Sequence[Written]) -> Written:
+    """What several writers did, as one."""
+    return Written(
+        sum(one.writes for one in written),
+        min(one.started_ns for one in written),
+        max(one.ended_ns for one in written),
+        sum(one.late for one in written),
+    )
+
+
+def finish_all(writers: Sequence[subprocess.Popen[str]], timeout_s: float) -> Written:
+    """What they did together; when one fails none is left."""
+    try:
+        return together([finish(writer, timeout_s) for writer in writers])
+    finally:
+        for writer in writers:
+            if writer.poll() is None:
+                writer.kill()
+                writer.communicate()
+
+
 def finish(writer: subprocess.Popen[str], timeout_s: float) -> Written:
     try:
         text, _ = writer.communicate(timeout=timeout_s)

@@ -45,11 +45,18 @@ def _seconds(default: float) -> Callable[[options.F], options.F]:
 @bench.command()
 @_seconds(5)
 @click.option("--rate", "rates", type=int, multiple=True, help="Writes a second to try; may be repeated.")
+@click.option(
+    "--writers",
+    type=click.IntRange(min=1, max=64),
+    default=1,
+    show_default=True,
+    help="Processes that share the writes, each with a file of its own.",
+)
 @click.option("--postgres/--no-postgres", default=True, help="Also pgbench, where PostgreSQL is installed.")
 @_place
 @options.form
 def capture(
-    seconds: float, rates: tuple[int, ...], postgres: bool, work: Path | None, form: str
+    seconds: float, rates: tuple[int, ...], writers: int, postgres: bool, work: Path | None, form: str
 ) -> exits.Exit:
     """Added time of a write, writes carried to the other site, memory of the agent, pgbench at each level."""
     from dkctl.bench import capture as measurement
@@ -59,7 +66,9 @@ def capture(
     with _folder(work) as folder:
         plain = folder / "writes"
         plain.mkdir()
-        report = measurement.measure(plain, seconds, rates or measurement.RATES, output.say)
+        report = measurement.measure(
+            plain, seconds, rates or measurement.RATES, output.say, processes_count=writers
+        )
         binaries = pgbench.folder() if postgres else None
         if binaries is None:
             why = "PostgreSQL is not installed" if postgres else "pgbench was left out"
@@ -92,15 +101,45 @@ def lag(seconds: float, work: Path | None, form: str) -> exits.Exit:
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Failovers of each kind."
 )
+@click.option(
+    "--front-door",
+    is_flag=True,
+    help="Clients behind a front door, and planned moves: failed, lost, stalled.",
+)
+@click.option(
+    "--moves", type=click.IntRange(min=1), default=50, show_default=True, help="Moves with --front-door."
+)
+@click.option(
+    "--requests",
+    type=click.IntRange(min=1),
+    default=500,
+    show_default=True,
+    metavar="RATE",
+    help="Requests a second with --front-door.",
+)
 @_place
 @options.form
-def failover(sizes_mb: tuple[int, ...], full: bool, rounds: int, work: Path | None, form: str) -> exits.Exit:
+def failover(
+    sizes_mb: tuple[int, ...],
+    full: bool,
+    rounds: int,
+    front_door: bool,
+    moves: int,
+    requests: int,
+    work: Path | None,
+    form: str,
+) -> exits.Exit:
     """From the decision to a promoted replica, and to the first write accepted there."""
     from dkctl.bench import failover as measurement
     from dkctl.bench import figures
 
     with _folder(work) as folder:
         sizes = sizes_mb or ((10, 1000) if full else (10, 200))
+        if front_door:
+            from dkctl.bench import front_door as under_load
+
+            moved = under_load.measure(folder, sizes, moves, requests, output.say)
+            return output.show(figures.answer(moved), form)
         report = measurement.measure(folder, sizes, rounds, output.say)
     return output.show(figures.answer(report), form)
 

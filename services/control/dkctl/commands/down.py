@@ -52,7 +52,11 @@ def _everything(directory: Path, timeout_s: float, form: str) -> exits.Exit:
     try:
         client.Control.of(directory).shutdown(timeout_s)
     except errors.Unreachable as error:
-        raise _orphans(directory, noted) from error
+        if any(process.name == "control" for process in noted):
+            raise _silent(directory, noted) from error
+        # Control is gone and what it started runs on: a new one adopts all of it and can stop it in order.
+        output.say("control is gone; taking over what it left behind ...")
+        _take_over_and_stop(directory, timeout_s)
     _wait_for_end(directory, noted, timeout_s)
     names = [process.name for process in noted]
     data = {"directory": str(directory), "stopped": [{"name": one.name, "pid": one.pid} for one in noted]}
@@ -73,10 +77,28 @@ def _wait_for_end(directory: Path, noted: list[deployments.Process], timeout_s: 
         time.sleep(POLL_S)
 
 
-def _orphans(directory: Path, noted: list[deployments.Process]) -> errors.Unreachable:
+def _take_over_and_stop(directory: Path, timeout_s: float) -> None:
+    log_start = daemon.log_size(directory)
+    control = daemon.start(directory, None)
+    deadline = time.monotonic() + timeout_s
+    while daemon.status_of(directory, control.pid) is None:
+        if control.poll() is not None:
+            raise daemon.ended(control.returncode, directory, log_start)
+        if time.monotonic() > deadline:
+            raise errors.TimedOut(
+                f"a new control for {directory} did not answer within {timeout_s:g} s; nothing was stopped",
+                reason="start-timeout",
+                hint=f"look into {directory / daemon.LOG}",
+            )
+        time.sleep(POLL_S)
+    client.Control.of(directory).shutdown(timeout_s)
+    control.wait(timeout_s)
+
+
+def _silent(directory: Path, noted: list[deployments.Process]) -> errors.Unreachable:
+    control = next(process for process in noted if process.name == "control")
     return errors.Unreachable(
-        f"control of {directory} is gone and left {len(noted)} processes behind: "
-        + ", ".join(f"{process.name} (pid {process.pid})" for process in noted),
+        f"control of {directory} (pid {control.pid}) runs but takes no calls yet; nothing was stopped",
         reason="control-unreachable",
-        hint=f"dkctl up --detach --dir {directory} takes them over; then run this again",
+        hint=f"wait until it does; or end it (kill {control.pid}) and run this again, which takes its work over",
     )

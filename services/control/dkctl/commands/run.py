@@ -25,6 +25,7 @@ FAILOVER_WAIT_S = 60.0
 @click.argument("volume")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @capturing.options
+@capturing.door_options
 @options.directory
 def run(
     volume: str,
@@ -36,6 +37,11 @@ def run(
     mode: str,
     probe: str,
     no_wait: bool,
+    listen: str | None,
+    forward: int | None,
+    hold_max: int,
+    hold_ms: int,
+    drain_ms: int,
     directory: Path,
 ) -> int:
     """Run COMMAND (after --) with its state directory captured as VOLUME.
@@ -43,8 +49,13 @@ def run(
     The program's fsync returns when what it covers has reached the level of --durability. Its signals and
     exit code pass through unchanged. {path} in COMMAND stands for the directory, wherever the program
     runs.
+
+    With --listen a front door stands before the program: clients connect there, and a planned move holds
+    their requests until the program runs at the other site, so that none fails. {port} in COMMAND, and
+    $DIFFKEEPER_PORT, are where the program has to listen.
     """
     check_program(command, path)
+    door = capturing.door_body(listen, forward, hold_max, hold_ms, drain_ms)
     # Before the program runs, an end by signal still releases what was captured for it.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
@@ -55,6 +66,7 @@ def run(
         "cwd": str(Path.cwd()),
         "uid": os.getuid(),
         "gid": os.getgid(),
+        "front_door": door,
     }
     ready = control.run(volume, request)
     returncode: int | None = None

@@ -47,6 +47,20 @@ REPLICA_COLUMNS = [
     Column("MEASURED", "measured"),
     Column("PATH", "path", wide=True),
 ]
+DOOR_COLUMNS = [
+    Column("FRONT DOOR", "volume"),
+    Column("LISTEN", "listen"),
+    Column("STATE", "state"),
+    Column("LEADS TO", "target"),
+    Column("WAITING", "waiting"),
+    Column("UNDER WAY", "in_flight"),
+    Column("REQUESTS", "requests"),
+    Column("LONGEST HOLD", "longest"),
+    Column("REFUSED", "refused", wide=True),
+    Column("RESENT", "resent", wide=True),
+    Column("LOST", "lost", wide=True),
+    Column("HOLDS", "holds", wide=True),
+]
 # Directories of fenced writers: never thrown away, and nothing to be alarmed by.
 ORPHAN_COLUMNS = [
     Column("ORPHAN", "volume"),
@@ -98,6 +112,7 @@ def of_deployment(status: dict[str, Any]) -> output.Answer:
             output.Table(SITE_COLUMNS, [site_row(site) for site in sites]),
             output.Table(VOLUME_COLUMNS, [volume_row(volume) for volume in volumes]),
             output.Table(REPLICA_COLUMNS, [row for volume in volumes for row in replica_rows(volume)]),
+            output.Table(DOOR_COLUMNS, [row for volume in volumes for row in door_rows(volume)]),
             output.Table(ORPHAN_COLUMNS, [row for volume in volumes for row in orphan_rows(volume)]),
         ],
         items=[*({"kind": "site"} | site for site in sites), *({"kind": "volume"} | one for one in volumes)],
@@ -116,6 +131,7 @@ def of_volume(volume: dict[str, Any]) -> output.Answer:
         tables=[
             output.Table(VOLUME_COLUMNS, [volume_row(volume)]),
             output.Table(REPLICA_COLUMNS, replica_rows(volume)),
+            output.Table(DOOR_COLUMNS, door_rows(volume)),
             output.Table(ORPHAN_COLUMNS, orphan_rows(volume)),
         ],
         names=[f"volume/{volume['volume']}"],
@@ -174,6 +190,26 @@ def replica_rows(volume: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for one in volume.get("sites", [])
         if one.get("role") == "follow"
+    ]
+
+
+def door_rows(volume: dict[str, Any]) -> list[dict[str, Any]]:
+    door = volume.get("front_door")
+    if not door:
+        return []
+    now = door.get("now") or {}
+    target = now.get("target") or {}
+    open_or_not = "open" if now.get("accepting") else "waits for the program"
+    return [
+        now
+        | {
+            "volume": volume["volume"],
+            "listen": door["listen"],
+            "state": open_or_not if now.get("state") == "open" else now.get("state"),
+            "target": f"{target['site']}:{target['port']}" if target else None,
+            "longest": output.duration(now.get("longest_hold_ms")),
+            "holds": f"{door['hold_max']} for {output.duration(door['hold_ms'])}",
+        }
     ]
 
 

@@ -117,10 +117,12 @@ def _runs_already(
 
 def _stay(process: subprocess.Popen[bytes]) -> int:
     """Wait for control's end; an interrupt asks for it."""
-    output.say("Ctrl-C stops it.")
-    stopping = 0
+    said, stopping = False, 0
     while True:
         try:
+            if not said:
+                said = True  # an interrupt may come as soon as it can be read
+                output.say("Ctrl-C stops it.")
             code = process.wait()
             return exits.of_returncode(code)
         except KeyboardInterrupt:

@@ -1,0 +1,1 @@
+"""The front door: one entry for a volume's clients that follows its leader. DESIGN.md beside this file."""

@@ -1,0 +1,89 @@
+"""``dkctl branch``: writable copies of a volume at a moment, and what a fenced writer left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dkctl import client, exits, options, output, when
+from dkctl.output import Column
+
+COLUMNS = [
+    Column("BRANCH", "name"),
+    Column("OF", "position"),
+    Column("MOMENT", "at"),
+    Column("CREATED", "created"),
+    Column("PATH", "path"),
+]
+
+
+class _Branch(click.Group):
+    """``dkctl branch VOLUME NAME`` is short for ``dkctl branch create VOLUME NAME``."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["create", *args]
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Branch)
+def branch() -> None:
+    """Writable copies of a volume: create (or dkctl branch VOLUME NAME [--at WHEN]), list, drop."""
+
+
+@branch.command()
+@click.argument("volume")
+@click.argument("name")
+@click.option("--at", "at", type=when.WHEN, default="latest", show_default=True, help="Which moment.")
+@options.directory
+@options.form
+def create(volume: str, name: str, at: str, directory: Path, form: str) -> exits.Exit:
+    """Make a directory that holds VOLUME as it was at a moment, to be written to at will.
+
+    Nothing that is done in it touches the volume. WHEN takes it as branch:NAME from then on.
+    """
+    found = client.Control.of(directory).history(volume, f"branches/{name}", method="PUT", body={"when": at})
+    where = when.resolved(found["position"], found["at_us"])
+    answer = output.Answer(
+        f"Branch {name} of {volume} at {where} is in {found['path']}.", found, names=[found["path"]]
+    )
+    return output.show(answer, form)
+
+
+@branch.command("list")
+@click.argument("volume")
+@options.directory
+@options.form
+def list_(volume: str, directory: Path, form: str) -> exits.Exit:
+    """Show the branches of VOLUME."""
+    found = client.Control.of(directory).history(volume, "branches")["branches"]
+    rows = [
+        one | {"at": output.moment(one["at_us"]), "created": output.moment(one["created_us"])}
+        for one in found
+    ]
+    answer = output.Answer(
+        f"{len(rows)} branches of {volume}.",
+        {"volume": volume, "branches": found},
+        tables=[output.Table(COLUMNS, rows)],
+        items=found,
+        names=[one["name"] for one in found],
+    )
+    return output.show(answer, form)
+
+
+@branch.command()
+@click.argument("volume")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@options.directory
+@options.form
+def drop(volume: str, name: str, yes: bool, directory: Path, form: str) -> exits.Exit:
+    """Remove a branch, with everything that was written in it."""
+    from dkctl import confirm
+
+    confirm.traffic(f"Branch {name} of {volume} and all that was written in it go.", yes=yes)
+    found = client.Control.of(directory).history(volume, f"branches/{name}", method="DELETE")
+    return output.show(output.Answer(f"Branch {name} of {volume} is gone.", found, names=[name]), form)

@@ -1,0 +1,165 @@
+"""The replicator's side of its history process: starts it when it is needed, passes calls on to it, has it
+take in what the journals have, and lets it go when nobody asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+import msgspec
+import structlog
+from aiohttp import web
+
+from diffkeeper import http
+from diffkeeper.domain import errors
+from diffkeeper_replicator.history_main import HistorySettings
+
+START_TIMEOUT_S = 30.0
+# How often it is looked whether a journal has grown by so much that a checkpoint may be due.
+LOOK_EVERY_S = 15.0
+GROWN_BYTES = 48 * 1024 * 1024
+IDLE_S = 120.0
+_PASSED_ON = ("Content-Type", "Content-Length", "X-Diffkeeper-Position", "X-Diffkeeper-At-Us")
+_BLOCK_BYTES = 256 * 1024
+
+_log = structlog.get_logger("history")
+
+
+class HistoryProcess:
+    """One a replicator. ``run`` is a task of the service; ``close`` ends the child."""
+
+    def __init__(self, wanted: HistorySettings, journal_bytes: Callable[[], dict[str, int]]) -> None:
+        self._wanted = wanted
+        # Of each volume, how large its journal is.
+        self._journal_bytes = journal_bytes
+        self._starting = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._address = ""
+        self._used_at = 0.0
+        self._busy = 0
+        self._taken_in: dict[str, int] = {}
+
+    def add_routes(self, app: web.Application) -> None:
+        app.add_routes(
+            [
+                web.route("*", "/v1/volumes/{volume}/history", self.pass_on),
+                web.route("*", "/v1/volumes/{volume}/history/{tail:.*}", self.pass_on),
+                web.get("/v1/chunks/{hash}", self.pass_on),
+            ]
+        )
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Once: have it take in what has grown much; end it when it has nothing to do."""
+        sizes = await asyncio.to_thread(self._journal_bytes)
+        grown = {
+            volume for volume, size in sizes.items() if size - self._taken_in.get(volume, 0) >= GROWN_BYTES
+        }
+        if grown:
+            try:
+                await self.call("POST", "/v1/grow", timeout_s=3600.0)
+                self._taken_in.update(sizes)
+            except errors.DiffKeeperError as error:
+                _log.warning("the history could not grow", error=error.message)
+        elif self._process is not None and not self._busy and time.monotonic() - self._used_at > IDLE_S:
+            await self.close()
+
+    async def call(self, method: str, path: str, body: object = None, timeout_s: float = 60.0) -> object:
+        """One call with a JSON answer."""
+        async with self._in_use() as (session, address):
+            return await http.call(
+                session, method, address + path, token=self._wanted.token, body=body, timeout_s=timeout_s
+            )
+
+    async def pass_on(self, request: web.Request) -> web.StreamResponse:
+        """A call of the outside world, its answer block by block as it comes."""
+        async with self._in_use() as (session, address):
+            headers = {"Authorization": f"Bearer {self._wanted.token}"}
+            if "Content-Type" in request.headers:
+                headers["Content-Type"] = request.headers["Content-Type"]
+            try:
+                async with session.request(
+                    request.method,
+                    address + str(request.rel_url),
+                    data=await request.read(),
+                    headers=headers,
+                    timeout=aiohttp.ClientTimeout(total=None, connect=10.0),
+                ) as answer:
+                    kept = {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
+                    response = web.StreamResponse(status=answer.status, headers=kept)
+                    await response.prepare(request)
+                    async for block in answer.content.iter_chunked(_BLOCK_BYTES):
+                        await response.write(block)
+                    await response.write_eof()
+                    return response
+            except (aiohttp.ClientError, OSError) as error:
+                raise errors.Transient(
+                    f"the history process did not answer: {error}; it is started anew at the next call",
+                    reason="history-lost",
+                    hint="try again",
+                ) from error
+
+    async def close(self) -> None:
+        process, self._process = self._process, None
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+        if process is not None:
+            if process.stdin is not None:
+                process.stdin.close()
+            try:
+                await asyncio.wait_for(process.wait(), 10.0)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+    @contextlib.asynccontextmanager
+    async def _in_use(self) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
+        self._busy += 1
+        try:
+            yield await self._running()
+        finally:
+            self._busy -= 1
+            self._used_at = time.monotonic()
+
+    async def _running(self) -> tuple[aiohttp.ClientSession, str]:
+        async with self._starting:
+            if self._process is None or self._process.returncode is not None or self._session is None:
+                await self.close()
+                await self._start()
+            assert self._session is not None, "it was started"
+            return self._session, self._address
+
+    async def _start(self) -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "diffkeeper_replicator.history_main",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdin is not None and process.stdout is not None, "both are pipes"
+        process.stdin.write(msgspec.json.encode(self._wanted) + b"\n")
+        try:
+            line = await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT_S)
+            port = int(line)
+        except (TimeoutError, ValueError) as error:
+            process.kill()
+            await process.wait()
+            raise errors.Transient(
+                "the history process did not start; the replicator's log says why",
+                reason="history-lost",
+                hint="look into the replicator's log",
+            ) from error
+        self._process, self._address = process, f"http://127.0.0.1:{port}"
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
