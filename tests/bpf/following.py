@@ -32,6 +32,7 @@ class Following:
         self.observer = Observer(volume.root, self.sink)
         self._scratch = scratch
         self._checks = 0
+        self._lost = volume.probe.lost().records
         # Records as they came, with how many deltas there were before; None when nobody wants to know.
         self.trace: list[tuple[Record, bytes, int]] | None = None
         for _ in self.observer.scan_base():
@@ -54,6 +55,10 @@ class Following:
     def drain(self) -> int:
         now_ns = time.monotonic_ns()
         self.volume.probe.drain(self.handle, upto=self.volume.probe.produced(), most=1 << 30)
+        lost = self.volume.probe.lost()
+        if lost.records != self._lost:
+            self._lost = lost.records
+            self.observer.lose((), everywhere=True, detail="the ring was full")
         return now_ns
 
     def settle(self) -> bool:

@@ -18,7 +18,7 @@ from tests.bpf.recording import Lines, Watched
 
 from diffkeeper.domain.deltas import Delta, Op
 from diffkeeper_capture.bpf_probe import BpfProbe
-from diffkeeper_capture.records import NO_VOLUME
+from diffkeeper_capture.records import NO_VOLUME, Kind
 
 RING_BYTES = 64 * 1024 * 1024
 MIXERS = 3
@@ -91,7 +91,8 @@ def _tell(mixing: Mixing, root: Path) -> None:
         for number in range(at, before):
             _tell_delta(following.told[number], ids, recent=number >= mixing.round_begins)
         at = before
-        if record.volume == NO_VOLUME and b"/dk-soak-" not in payload and record.inode not in inodes:
+        is_ours = os.fsencode(root.parent) in payload or record.inode in inodes
+        if record.volume == NO_VOLUME and not is_ours and record.kind != Kind.UNSEEN:
             continue
         (line,) = lines.of([(record, payload)])
         if recent or record.inode in inodes or record.inode2 in inodes:

@@ -68,7 +68,8 @@ class Contents:
         known = self.known.get(file_id)
         if known is not None:
             known.fingerprint = NEVER
-            known.mtime_ns = -1
+            if not self.sole_source:
+                known.mtime_ns = -1
 
     def is_unchanged(self, file_id: int, status: os.stat_result) -> bool:
         known = self.known.get(file_id)
