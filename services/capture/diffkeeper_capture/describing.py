@@ -123,6 +123,9 @@ class Describing:
         place = self._placer.entry(record, path) if record.extra == 1 else self._placer.target(record, path)
         file_id = self._placer.must_be_known(record, place)
         if file_id is None:
+            if place is not None or self._placer.was_lost:
+                # Some file that is not known by this name: what changed since it was read is looked at.
+                self._doubts.everything = self._doubts.everywhere_content = True
             return
         self._placer.note_described(record, file_id, name)
         self.xattr(file_id, name, record.end_ns // 1000)

@@ -173,6 +173,10 @@ class Naming:
 
     def _linked_by_descriptor(self, record: Record, target: Place) -> None:
         file_id = self._shadow.by_inode.get(record.inode)
+        if file_id is not None and not self._shadow.is_generation(file_id, record.generation):
+            self._shadow.unbind(file_id)  # its end was not seen; its names are looked at
+            self._doubts.place_of(self._shadow.tree, file_id)
+            file_id = None
         if file_id is None:
             self.making.name_given(record, target)
         else:

@@ -165,7 +165,7 @@ class Observer:
         if record.flags & Flag.UNLINKED:
             return
         self.unseen.note_writer(record.tgid)
-        file_id = self._file_of(record)
+        file_id = self._known_id(record)
         if file_id is None:
             return
         self.contents.touch(file_id)
@@ -198,7 +198,7 @@ class Observer:
         call = call_name(record.extra)
         if call != "AIO":  # whose end is told by a worker of the kernel
             self.unseen.note_writer(record.tgid)
-        file_id = self._file_of(record)
+        file_id = self._known_id(record)
         if file_id is None:
             return
         if call not in PLAIN_WRITES:
@@ -217,7 +217,7 @@ class Observer:
         if record.flags & Flag.CREATED:
             self._naming.making.created(record, bytes(payload))
         if record.flags & Flag.TRUNCATED:
-            file_id = self._file_of(record)
+            file_id = self._known_id(record)
             if file_id is not None:
                 self._truncate(file_id, 0, record)
         self._after_naming(record)
@@ -226,7 +226,7 @@ class Observer:
         if record.flags & Flag.UNLINKED:
             return
         self.unseen.note_writer(record.tgid)
-        file_id = self._file_of(record)
+        file_id = self._known_id(record)
         if file_id is not None:
             self._truncate(file_id, record.aux, record)
 
@@ -240,7 +240,7 @@ class Observer:
         if record.flags & Flag.UNLINKED:
             return
         self.unseen.note_writer(record.tgid)
-        file_id = self._file_of(record)
+        file_id = self._known_id(record)
         if file_id is None:
             return
         self.contents.touch(file_id)
@@ -265,7 +265,7 @@ class Observer:
         self._after_naming(record)
 
     def _on_attr(self, record: Record, payload: memoryview) -> None:
-        file_id = self._known_id(record)
+        file_id = self._described_id(record)
         if file_id is not None:
             at_us = record.end_ns // 1000
             self._naming.describing.attributes(file_id, record.aux, record.uid, record.gid, at_us)
@@ -273,7 +273,7 @@ class Observer:
                 self._naming.describing.set_times(file_id, record.offset, record.length, at_us)
 
     def _on_xattr(self, record: Record, payload: memoryview) -> None:
-        file_id = self._known_id(record)
+        file_id = self._described_id(record)
         if file_id is not None:
             self._naming.describing.xattr(file_id, bytes(payload).rstrip(b"\0"), record.end_ns // 1000)
             self._after_naming(record)
@@ -324,27 +324,24 @@ class Observer:
         return self._is_here(record) and record.inode in self.shadow.by_inode
 
     def _known_id(self, record: Record) -> int | None:
+        """The id of the file a record is about; None, and a doubt, when the shadow does not have it."""
         if record.flags & Flag.UNLINKED:
             return None
         file_id = self.shadow.by_inode.get(record.inode)
         if file_id is None:
             self._missed(record)
-        return file_id
-
-    def _file_of(self, record: Record) -> int | None:
-        """The id of a changed file; None, and a doubt, when the shadow does not have it."""
-        file_id = self._known_id(record)
-        if file_id is None or not record.generation:
-            return file_id
-        known = self.shadow.generation_of.get(file_id)
-        if known is None:
-            self.shadow.generation_of[file_id] = record.generation
-        elif known != record.generation:
+            return None
+        if not self.shadow.is_generation(file_id, record.generation):
             # The number was given to another file, and we did not see it: what we have under it is gone.
             self.shadow.unbind(file_id)
             self._missed(record)
             return None
         return file_id
+
+    def _described_id(self, record: Record) -> int | None:
+        if record.volume == NO_VOLUME and not self._is_known_here(record):
+            return None  # by a name outside, of a file that has none here
+        return self._known_id(record)
 
     def _missed(self, record: Record) -> None:
         gone_ns = self._gone.get(record.inode)

@@ -39,7 +39,8 @@ class Kind(enum.IntEnum):
     # fchmod, fchown, futimens; aux, uid, gid: mode and owner afterwards; offset, length: times of access and
     # change afterwards, in ns; extra: system call number.
     ATTR = 6
-    # fsetxattr, fremovexattr; payload: the attribute's name.
+    # fsetxattr, fremovexattr; payload: the attribute's name. Like ATTR, DIRTIED and MAPPED with NO_VOLUME when
+    # the file may be known by another name than the one it was opened by.
     XATTR = 7
     # A shared mapping of (offset, length) was made, or made writable; inode2: Mapping.
     MAPPED = 8

@@ -96,6 +96,10 @@ class Shadow:
             self.generation_of[file_id] = generation
         return before
 
+    def is_generation(self, file_id: int, generation: int) -> bool:
+        """Whether an id may be the file of this generation, which is remembered if none was; 0 is not known."""
+        return not generation or self.generation_of.setdefault(file_id, generation) == generation
+
     def unbind(self, file_id: int) -> None:
         inode = self.inode_of.pop(file_id, None)
         if inode is not None:

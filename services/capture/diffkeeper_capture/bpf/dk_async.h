@@ -78,7 +78,7 @@ static int on_direct_done(struct kiocb *done, s64 written)
 	if (!inode || written <= 0)
 		return 0;
 	volume = volume_by_lane(file->f_path.dentry, LANE_INTERRUPT);
-	if (volume == NO_VOLUME && inode->i_nlink <= 1)
+	if (volume == NO_VOLUME && !may_be_elsewhere(inode, file->f_path.dentry))
 		return 0;
 	if (volume == TOO_DEEP) {
 		count_lost(NO_VOLUME, 0);

@@ -102,7 +102,12 @@ struct qstr {
 	const u8 *name;
 } CORE;
 
+struct hlist_bl_node {
+	struct hlist_bl_node *next, **pprev;
+} CORE;
+
 struct dentry {
+	struct hlist_bl_node d_hash;
 	struct dentry *d_parent;
 	struct qstr d_name;
 	struct inode *d_inode;

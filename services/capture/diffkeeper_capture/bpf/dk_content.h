@@ -31,8 +31,7 @@ INLINE u32 volume_to_tell(struct task_struct *task, struct dk_task *mine, struct
 
 	if (likely(volume < IGNORED))
 		return volume;
-	/* Another name of the file may be in a volume. The observer knows inodes. */
-	if (volume == NO_VOLUME && inode->i_nlink > 1)
+	if (volume == NO_VOLUME && may_be_elsewhere(inode, file->f_path.dentry))
 		emit_reread(NO_VOLUME, inode, begun, 0, 0, ~0ull >> 1, nr);
 	/* It may be in any volume, under a name nobody was told. */
 	if (volume == TOO_DEEP)

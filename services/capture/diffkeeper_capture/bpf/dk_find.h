@@ -135,6 +135,15 @@ INLINE u32 volume_of(struct dentry *dentry)
 }
 
 /*
+ * Whether a file that is not below a root by this name may be so by another one: it has several, or this one
+ * was taken away (and then its directory moved) while the file stayed open. The observer knows inodes.
+ */
+INLINE bool may_be_elsewhere(struct inode *inode, struct dentry *dentry)
+{
+	return inode->i_nlink > 1 || (inode->i_nlink == 1 && !dentry->d_hash.pprev);
+}
+
+/*
  * The file systems that hold volumes, noted when the agent asks who a root is; it keeps the root open, so
  * they stay.
  */

@@ -10,6 +10,12 @@ INLINE u32 volume_of_fd(struct task_struct *task, struct file *file)
 	return volume >= TOO_DEEP || is_ignored(task) ? NO_VOLUME : volume;
 }
 
+/* A file outside every volume, as far as this name goes, that may be known by another one. */
+INLINE bool described_elsewhere(struct task_struct *task, struct file *file)
+{
+	return regular(file) && !is_ignored(task) && may_be_elsewhere(file->f_inode, file->f_path.dentry);
+}
+
 static int on_simple(struct task_struct *task, u32 nr, u32 kind, u64 fd)
 {
 	struct file *file = AS(file, file_of(task, fd));
@@ -17,7 +23,7 @@ static int on_simple(struct task_struct *task, u32 nr, u32 kind, u64 fd)
 	struct inode *inode = file->f_inode;
 	struct dk_record *record;
 
-	if (volume == NO_VOLUME)
+	if (volume == NO_VOLUME && (kind == KIND_SYNC || !described_elsewhere(task, file)))
 		return 0;
 	record = begin_record(kind, volume, inode, 0);
 	if (!record)
@@ -49,7 +55,7 @@ static int tell_mapped(struct task_struct *task, struct file *file, u64 offset, 
 	volume = volume_of(dentry);
 	if (volume >= TOO_DEEP || is_ignored(task))
 		volume = NO_VOLUME;
-	if (volume == NO_VOLUME && (inode->i_nlink <= 1 || is_ignored(task)))
+	if (volume == NO_VOLUME && (is_ignored(task) || !may_be_elsewhere(inode, dentry)))
 		return 0;
 	record = begin_record(KIND_MAPPED, volume, inode, 0);
 	if (!record)
@@ -117,7 +123,7 @@ static int on_extended(struct task_struct *task, u64 fd, u64 name)
 	struct bpf_dynptr room;
 	long n;
 
-	if (volume == NO_VOLUME || !texts)
+	if (!texts || (volume == NO_VOLUME && !described_elsewhere(task, file)))
 		return 0;
 	n = bpf_probe_read_user_str(texts->text, 256, (void *)name);
 	length = n < 1 ? 0 : n - 1;

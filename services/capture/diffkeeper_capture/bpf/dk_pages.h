@@ -80,11 +80,13 @@ static int on_dirtied(u64 folio, struct inode *inode)
 	struct dk_record *record;
 	u32 volume = NO_VOLUME;
 
-	if (alias)
-		volume = volume_of(AS(dentry, alias - OFFSET_OF(dentry, d_u.d_alias)));
-	/* Another name of it may be in a volume, or it has none that is known. The observer knows inodes. */
-	if (volume == NO_VOLUME && alias && inode->i_nlink <= 1)
-		return 0;
+	if (alias) {
+		struct dentry *dentry = AS(dentry, alias - OFFSET_OF(dentry, d_u.d_alias));
+
+		volume = volume_of(dentry);
+		if (volume == NO_VOLUME && !may_be_elsewhere(inode, dentry))
+			return 0;
+	}
 	if (volume == TOO_DEEP) {
 		count_lost(NO_VOLUME, 0);
 		return 0;
