@@ -52,6 +52,13 @@ class DirtyPages:
         for page in range(first, first + count):
             known.setdefault(page, _UNKNOWN)
 
+    def follow_dirty(self, file_id: int, fd: int) -> bool:
+        """Follow the pages that are dirty now; whether there are any."""
+        behind = -(-os.fstat(fd).st_size // PAGE_BYTES)
+        for first, last in _dirty_runs(fd, (0, behind)) if behind else ():
+            self.dirtied(file_id, first, last - first)
+        return file_id in self.pages
+
     def doubt(self, file_id: int) -> None:
         self.pages.setdefault(file_id, {})
         self.unsure.add(file_id)
@@ -144,6 +151,19 @@ def clean_runs(fd: int, run: Run) -> Iterator[Run]:
         if dirty == 0:
             yield first, behind
         elif dirty is not None and dirty < behind - first:
+            middle = (first + behind) // 2
+            waiting += [(first, middle), (middle, behind)]
+
+
+def _dirty_runs(fd: int, run: Run) -> Iterator[Run]:
+    """Which of these pages are dirty; none where it cannot be asked."""
+    waiting = [run]
+    while waiting:
+        first, behind = waiting.pop()
+        dirty = _count_dirty(fd, first, behind)
+        if dirty and dirty >= behind - first:
+            yield first, behind
+        elif dirty:
             middle = (first + behind) // 2
             waiting += [(first, middle), (middle, behind)]
 

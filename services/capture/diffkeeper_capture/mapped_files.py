@@ -93,6 +93,11 @@ class MappedFiles:
             )
             self._shadow.sink.gap(cause, detail, file_id)
 
+    def arrived(self, file_id: int, fd: int) -> None:
+        """A file that was somewhere else until now is about to be read."""
+        if self._tells_pages and self.dirty.follow_dirty(file_id, fd):
+            self._on_follow()
+
     def expect(self, inode: int, mapping: int) -> None:
         """A file that is not known yet is mapped, or was stored to; see ``follow``."""
         self._expected[inode] = self._expected.get(inode, mapping) & Mapping.FOLLOWED | Mapping.DIRTY

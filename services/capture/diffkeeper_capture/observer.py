@@ -97,6 +97,8 @@ class Observer:
             self.mapped = MappedFiles(self.shadow, self.reader, fd, self._think_again)
         if sole_source:
             self._settler.lower_floor()
+        else:
+            self.scanner.on_arrival = self._arrived
         if state is not None:
             self._adopt(state)
         # The hot path's own names for things.
@@ -380,6 +382,13 @@ class Observer:
         except rereader.Elsewhere:
             # A rename or an unlink of it waits in the ring.
             self._settler.doubt_content(file_id)
+
+    def _arrived(self, file_id: int, fd: int) -> None:
+        """A file is found and about to be read. It may be mapped already: stores to pages that are dirty now come
+        untold. (At a first sight nearly every page may be dirty, so it looks at what is mapped instead.)
+        """
+        if not self.doubts.is_scanning:
+            self.mapped.arrived(file_id, fd)
 
     def _reread_all(self, file_id: int, at_us: int) -> None:
         self._reread(file_id, 0, _ALL, at_us)

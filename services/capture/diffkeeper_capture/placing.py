@@ -50,6 +50,7 @@ class Placer:
             return None
         if place.file_id is None:
             self.contradiction(record, place.parent, place.name, "what was changed is not known")
+            self._doubts.everything = True  # it may stand elsewhere by the time that somebody looks
         elif place.parent:
             self.check_if_uncertain(record, (place.parent, place.name))
         # By a name that may have been another's: then all have to be looked at.
@@ -72,7 +73,9 @@ class Placer:
         if isinstance(resolved, Place):
             return resolved
         if isinstance(resolved, Lost):
-            self.contradiction(record, resolved.directory, resolved.name, "a path leads to what is not known")
+            entry = resolved.directory, resolved.name
+            self.contradiction(record, *entry, "a path leads to what is not known")
+            self._doubts.lost.add(entry)
         elif isinstance(resolved, Unsure):
             if self._is_ours(record.tgid):
                 detail = f"process {record.tgid} is gone with its mounts: {readable(path[:200])}"

@@ -17,7 +17,7 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -83,6 +83,8 @@ class Scanner:
         self.unreached: set[int] = set()
         # Files that were found, not told of; whoever wants to know takes them.
         self.arrivals: set[int] = set()
+        # Called with a found file, open, before it is read.
+        self.on_arrival: Callable[[int, int], None] | None = None
         self.sightings = Sightings(is_impatient=contents.sole_source)
         self._shadow = shadow
         self._reader = reader
@@ -458,6 +460,8 @@ class Scanner:
         generation = rereader.generation_of(fd)
         if generation:
             self._shadow.generation_of[file_id] = generation
+        if is_new and self.on_arrival is not None:
+            self.on_arrival(file_id, fd)
         for size in self._contents.read(file_id, fd, _now_us(), time.time_ns(), is_new=is_new):
             self.read_bytes += size
             yield size

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from diffkeeper.domain import frames
+from diffkeeper.domain import frames, trees
 from diffkeeper.domain.deltas import ROOT_ID
 from diffkeeper_capture import rereader
 from diffkeeper_capture.contents import Contents
@@ -149,6 +149,7 @@ class Settler:
         elif doubts.entries or doubts.checks:
             yield from self._scanner.compare(doubts.scope(), deep=False, depth=depth)
         self._give_up_or_keep(unknown, doubts)
+        self._follow_lost(doubts)
         self._describing.read_again(doubts.attributes, time.monotonic_ns() // 1000)
         yield from self._read_contents(doubts)
         self.doubt_unreached()
@@ -169,6 +170,16 @@ class Settler:
             else:
                 self._doubts.unknown.add(inode)  # a later round looks everywhere
                 self._doubts.expected |= {inode} & doubts.expected
+
+    def _follow_lost(self, doubts: Doubts) -> None:
+        """Paths that led through what is a link, or gone by now, may have meant any file."""
+        tree = self._shadow.tree
+        for entry in doubts.lost:
+            child = tree.child(*entry)
+            if entry in self._scanner.sightings.waiting:
+                self._doubts.lost.add(entry)
+            elif not doubts.everything and (child is None or tree.nodes[child].kind is trees.Kind.SYMLINK):
+                self._doubts.everything = True
 
     def _read_contents(self, doubts: Doubts) -> Iterator[int]:
         for file_id in sorted(doubts.contents):
