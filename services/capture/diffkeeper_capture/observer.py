@@ -14,6 +14,7 @@ everything is settled ``before_barrier`` does not say yes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -391,6 +392,8 @@ class Observer:
             self.mapped.arrived(file_id, fd)
 
     def _reread_all(self, file_id: int, at_us: int) -> None:
+        with contextlib.suppress(rereader.Elsewhere), self.reader.file(file_id) as fd:
+            self.mapped.arrived(file_id, fd)
         self._reread(file_id, 0, _ALL, at_us)
 
     # ---- doubts
