@@ -121,7 +121,8 @@ class Contents:
     def read_span(self, file_id: int, fd: int, start: int, end: int, at_us: int) -> Iterator[int]:
         """What a file has in a range now, holes punched, and its size."""
         at = start
-        end = min(end, os.fstat(fd).st_size)
+        size = os.fstat(fd).st_size
+        end = min(end, size)
         while at < end and file_id in self._shadow.tree.nodes:
             data_at, data_end = rereader.next_data(fd, at, end)
             if data_at > at:
@@ -132,8 +133,14 @@ class Contents:
                 self._shadow.write(file_id, place, data, at_us)
                 yield len(data)
             at = max(data_end, data_at, at + 1)
-        if file_id in self._shadow.tree.nodes:
-            self._shadow.truncate(file_id, os.fstat(fd).st_size, at_us)
+        if file_id not in self._shadow.tree.nodes:
+            return
+        if end >= size:
+            # What the log has behind it is of an earlier time: cut off, before the file grows again.
+            self._shadow.truncate(file_id, size, at_us)
+        now = os.fstat(fd).st_size
+        if now != size or end < size:
+            self._shadow.truncate(file_id, now, at_us)
 
 
 def _data(fd: int, size: int) -> Iterator[tuple[int, bytes]]:

@@ -196,8 +196,7 @@ class Scanner:
         except rereader.Elsewhere:
             # It was moved or replaced: the directory above knows, or a record that waits. (The root never is
             # elsewhere.)
-            if names is None:
-                self.unreached.add(directory)
+            self.unreached.add(directory)
             self._queue.extend(
                 (parent, None, False) for parent, _ in self._shadow.tree.nodes[directory].entries
             )
