@@ -20,7 +20,6 @@ EXACT = [
     "synchronous",
     "links",
     "moves",
-    "directories_in_a_storm",
     "odd_names",
     "deep",
     "attributes",
@@ -44,6 +43,7 @@ READ_AGAIN = {
     "threads_at_one_file": set(),
     "many_name_at_once": set(),
     "large": set(),
+    "directories_in_a_storm": set(),
 }
 ASYNC = {
     "aio_buffered": {"AIO"},

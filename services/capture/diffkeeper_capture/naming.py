@@ -58,8 +58,14 @@ class Naming:
             **self.describing.by_op,
         }
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether the last record by path named something in the volume."""
+        return self._placer.is_inside
+
     def by_path(self, record: Record, payload: bytes) -> int | None:
         """One PATH record; the id of the file when it was truncated, which is the observer's to log."""
+        self._placer.is_inside = False
         path, _, rest = payload.partition(b"\0")
         if record.flags & (Flag.PATH_CUT | Flag.UNREADABLE) and record.offset != PathOp.UTIMES:
             self._unreadable(record, path)

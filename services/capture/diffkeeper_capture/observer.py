@@ -165,9 +165,9 @@ class Observer:
             self._lane.forget()
 
     def _on_write(self, record: Record, payload: memoryview) -> None:
+        self.unseen.note_writer(record.tgid)
         if record.flags & Flag.UNLINKED:
             return
-        self.unseen.note_writer(record.tgid)
         file_id = self._known_id(record)
         if file_id is None:
             return
@@ -263,6 +263,8 @@ class Observer:
 
     def _on_path(self, record: Record, payload: memoryview) -> None:
         file_id = self._naming.by_path(record, bytes(payload))
+        if self._naming.is_inside:
+            self.unseen.note_writer(record.tgid)
         if file_id is not None:
             self._truncate(file_id, record.aux, record._replace(inode=self.shadow.inode_of.get(file_id, 0)))
         self._after_naming(record)

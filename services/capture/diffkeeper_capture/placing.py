@@ -38,6 +38,8 @@ class Placer:
         self._is_ours = is_ours
         # Whether the path resolved last leads to where nothing is known.
         self.was_lost = False
+        # Whether any path of the record at hand leads into the volume.
+        self.is_inside = False
         # By-path changes of what files are, lately: when the call ended, the id it was taken to mean, and the
         # name of the attribute (b"" for times, None for mode and owner).
         self._described: deque[tuple[int, int, bytes | None]] = deque(maxlen=REMEMBERED)
@@ -70,6 +72,7 @@ class Placer:
     def placed(self, record: Record, base: Base, path: bytes, resolved: Resolved) -> Place | None:
         """None for what is outside; what leads to nothing known is doubted."""
         self.was_lost = isinstance(resolved, Lost)
+        self.is_inside |= isinstance(resolved, Place | Lost)
         if isinstance(resolved, Place):
             return resolved
         if isinstance(resolved, Lost):
