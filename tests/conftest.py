@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 from tests.support import brokers as support
+from tests.support import leftovers
 
 # A run in the background, or under nohup, ignores some signals, and what it starts would as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,6 +29,12 @@ hypothesis.settings.register_profile(
     "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_in_the_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    yield
+    leftovers.unpin_below(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

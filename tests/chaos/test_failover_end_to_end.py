@@ -101,9 +101,11 @@ async def test_site_killed_under_load_loses_no_acknowledged_line_and_follows_whe
         return (east["role"], east["base_complete"], east["state"]) == ("follow", True, "following")
 
     found = await until(lambda: deployment.volume("lines"), follows, "the old leader follows", 120)
-    assert [orphan["path"] for orphan in found["orphans"]] == [str(deployment.base / "data")]
-    check_lines(str(deployment.base / "data"), acknowledged)  # what it had is kept as it was
     assert found["leader"] == "west"
+    east = next(site for site in found["sites"] if site["site"] == "east")
+    assert (east["path"], found["orphans"]) == (str(deployment.base / "data"), []), "in its own directory"
+    check_lines(str(deployment.base / "data"), acknowledged)
+    assert (await deployment.post("/v1/volumes/lines/verify"))["ok"]
 
 
 async def test_planned_failover_there_and_back_keeps_every_line_and_the_program_running(

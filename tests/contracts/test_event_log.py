@@ -175,6 +175,14 @@ class EventLogContract:
         east = await sites.east.last(ORIGIN)
         assert east is not None and east.stream_sequence == 50, "the link did not store anything twice"
 
+    async def test_a_site_knows_whose_streams_it_holds(self, sites: Sites) -> None:
+        await sites.east.create_origin(ORIGIN)
+        await sites.west.create_mirror(ORIGIN)
+        other = volumes.Origin("a-b", "west")
+        await sites.west.create_origin(other)
+        assert await sites.east.origins() == [ORIGIN]
+        assert await sites.west.origins() == [other, ORIGIN]
+
     async def test_confirmations_reach_the_writer_from_every_site(self, sites: Sites) -> None:
         await sites.east.create_origin(ORIGIN)
         sent = list(framing.chain(2))

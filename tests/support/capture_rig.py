@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 from tests.support.brokers import SECRET, Brokers
 
-from diffkeeper import http
+from diffkeeper import http, pins
 from diffkeeper.domain import deltas, errors, frames, positions, trees, volumes
 from diffkeeper.log.event_log import Confirmation
 from diffkeeper.log.nats_event_log import NatsEventLog
@@ -61,6 +61,8 @@ class CaptureRig:
                 process.kill()
             if process is not None:
                 await asyncio.to_thread(process.communicate, timeout=20)
+        # A killed agent leaves its probe in the kernel, for a successor that does not come here.
+        pins.remove(self.gate.parent)
         await self.session.close()
 
     async def start_agent(self, **settings: Any) -> None:

@@ -67,6 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = _serve
     do_POST = _serve
+    do_PUT = _serve
+    do_DELETE = _serve
 
     def _send(self, status: int, raw: bytes) -> None:
         self.send_response(status)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,20 @@ def replayed(log: Sequence[frames.Frame], count: int | None = None) -> Snapshot:
     return Replay().apply_all(live(run)).snapshot(with_xattrs=True)
 
 
+def replays_at(log: Sequence[frames.Frame], counts: Collection[int]) -> Iterator[tuple[int, Snapshot]]:
+    """The slow twin after each of ``counts`` frames, in one go."""
+    twin, tree = Replay(), trees.Tree()
+    for count, frame in enumerate(log, 1):
+        for delta in frames.open_frame(frame.wire).columns():
+            if delta.op is Op.WRITE and not delta.data:
+                continue
+            if delta.op in deltas.NAMING or delta.file_id in tree.nodes:
+                tree.apply(delta)
+                twin.apply(delta)
+        if count in counts:
+            yield count, twin.snapshot(with_xattrs=True)
+
+
 def state_of(log: Sequence[frames.Frame], folder: Path) -> State:
     state = State.empty(folder)
     for frame in log:
@@ -85,3 +99,7 @@ def state_of(log: Sequence[frames.Frame], folder: Path) -> State:
 
 def step(state: State, frame: frames.Frame) -> None:
     state.apply(frames.Tip(frame.position, frame.hash), frame.header.last, frame.columns())
+
+
+def tip(frame: frames.Frame) -> frames.Tip:
+    return frames.Tip(frame.position, frame.hash)

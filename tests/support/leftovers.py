@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffkeeper import pins
+
 
 def working_below(directory: Path) -> list[int]:
     """Processes that have something below ``directory`` as working directory or open file."""
@@ -32,6 +34,14 @@ def naming(directory: Path) -> list[str]:
         if os.fsencode(directory) in words:
             found.append(words.replace(b"\0", b" ").decode("utf-8", "replace"))
     return found
+
+
+def unpin_below(directory: Path) -> None:
+    """Take out of the kernel what killed agents below ``directory`` left there for successors that will not come."""
+    inside = directory.resolve()
+    for owner in pins.owners():
+        if owner.is_relative_to(inside) and not pins.is_owned(owner):
+            pins.remove(owner)
 
 
 def _holds(process: Path) -> Iterator[str]:

@@ -19,11 +19,11 @@ from tests.unit.test_undo import _everything, _replayed, _sealed
 
 from diffkeeper.domain import errors, frames, trees
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op, write
-from diffkeeper_replicator import branches, reclaim, safe_paths, verify
+from diffkeeper_replicator import orphan_branches, reclaim, safe_paths, verify
 from diffkeeper_replicator.applier import Applier
 from diffkeeper_replicator.journal import Journal
 
-NOTE = branches.Note(
+NOTE = orphan_branches.Note(
     name="east-1",
     volume="orders",
     site="east",
@@ -114,7 +114,7 @@ def test_a_left_directory_becomes_the_position_and_the_branch_has_all_it_held(
 
         assert _everything(root) == _replayed(log, folder / "twin")
         assert taken.state.tree.nodes.keys() == taken.state.identities.keys()
-        assert _overlaid(branches.find(folder / "orphans", "east-1"), folder / "twin") == before
+        assert _overlaid(orphan_branches.find(folder / "orphans", "east-1"), folder / "twin") == before
         # It can be followed in: the next delta of every file lands in the right one.
         more = [write(i, 3, b"on") for i, n in taken.state.tree.nodes.items() if n.kind is trees.Kind.FILE]
         _go_on(root, taken.state, more)
@@ -122,7 +122,7 @@ def test_a_left_directory_becomes_the_position_and_the_branch_has_all_it_held(
         assert _everything(root) == _replayed([*log, extra], folder / "twin-on")
 
 
-def _overlaid(branch: branches.Branch, parent: Path) -> dict[bytes, tuple[int, bytes]]:
+def _overlaid(branch: orphan_branches.Branch, parent: Path) -> dict[bytes, tuple[int, bytes]]:
     """The branch's changes over the parent's content: what the directory held."""
     old = _contents(parent)
     found = dict(old)
@@ -182,7 +182,7 @@ def test_a_crash_between_branch_and_directory_is_finished_by_the_same_plan(tmp_p
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert (root / "data").read_bytes() != content
-    (branch,) = branches.find_all(orphans)
+    (branch,) = orphan_branches.find_all(orphans)
     reclaim.reclaim(orphans, root, journal, tip, _taken({}), allow_setid=False)
     assert (root / "data").read_bytes() == content
     (change,) = branch.changes()
@@ -206,7 +206,7 @@ def test_a_directory_that_a_process_still_writes_to_is_not_touched(tmp_path: Pat
             reclaim.reclaim(tmp_path / "orphans", root, journal, tip, _taken({}), allow_setid=False)
         assert (busy.value.reason, f"process {child}" in busy.value.message) == ("directory-busy", True)
         assert (root / "data").read_bytes() != content
-        assert branches.find_all(tmp_path / "orphans") == []
+        assert orphan_branches.find_all(tmp_path / "orphans") == []
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
@@ -232,10 +232,10 @@ def test_a_dropped_branch_is_gone_and_a_damaged_one_is_named(tmp_path: Path) -> 
     good = changes.read_bytes()
     changes.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     with pytest.raises(errors.Corrupt) as damaged:
-        branches.find(orphans, "east-1").changes()
+        orphan_branches.find(orphans, "east-1").changes()
     assert damaged.value.reason == "branch-damaged"
-    branches.drop(orphans, "east-1")
-    assert branches.find_all(orphans) == []
+    orphan_branches.drop(orphans, "east-1")
+    assert orphan_branches.find_all(orphans) == []
     with pytest.raises(errors.NotFound):
-        branches.drop(orphans, "east-1")
+        orphan_branches.drop(orphans, "east-1")
     shutil.rmtree(tmp_path / "orphans")

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from diffkeeper.domain import errors
-from diffkeeper_control import admissions, programs, registry, roles
+from diffkeeper_control import admissions, left_directories, programs, registry, roles
 from diffkeeper_control.admissions import Asked, PathFacts
 from diffkeeper_control.registry import Command, Point, Registry, Reign, Resume, Volume
 
@@ -236,3 +236,31 @@ def test_directory_of_a_dead_leader_is_kept_and_another_takes_its_place() -> Non
     assert left.orphans == (orphan,)
     assert left.paths["east"] == "/deployment/sites/east/volumes/orders.2"
     assert left.bind == "/srv/orders", "the program still finds its files where it knows them"
+
+
+def test_what_a_dead_leader_left_is_taken_back_in_its_place_until_the_site_leads_again() -> None:
+    volume = moved(orders())
+    left = registry.with_reclaim(volume, "east", registry.Reclaim(epoch=1, path="/srv/orders", since_us=9))
+    assert left.paths["east"] == "/srv/orders"
+    assert left_directories.is_pending(left, "east") and not left_directories.is_pending(left, "west")
+    assert roles.wanted(left, "east")["reclaim"] == {"epoch": 1, "tail": None, "tree_state": None}
+    given = msgspec.structs.replace(left.reclaims["east"], surrendered=True)
+    surrendered = registry.with_reclaim(left, "east", given)
+    assert not left_directories.is_pending(surrendered, "east")
+    parent = registry.Point(position="2.9", hash="cc" * 32)
+    again = registry.with_reign(
+        surrendered, registry.Reign(site="east", epoch=3, parent=parent), path="/srv/orders", resume=None
+    )
+    assert again.reclaims == {}
+
+
+def test_what_cannot_be_taken_back_is_kept_apart() -> None:
+    volume = moved(orders())
+    left = registry.with_reclaim(volume, "east", registry.Reclaim(epoch=1, path="/srv/orders", since_us=9))
+    said = {"path": "/srv/orders", "error": {"reason": "not-reclaimed"}}
+    assert left_directories.is_lost(left, "east", said)
+    assert not left_directories.is_lost(left, "east", {"path": "/srv/orders", "error": None})
+    apart = registry.without_reclaim(left, "east", "/deployment/orders.2")
+    assert (apart.reclaims, apart.paths["east"]) == ({}, "/deployment/orders.2")
+    assert [orphan.path for orphan in apart.orphans] == ["/srv/orders"]
+    assert not left_directories.is_lost(apart, "east", said), "that was said of another directory"

@@ -9,6 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.support.followers import (
     Leader,
@@ -27,7 +28,7 @@ from tests.support.made_logs import FrameChain
 from diffkeeper.domain import errors, frames, positions, trees, volumes
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op, write
 from diffkeeper.log import event_log
-from diffkeeper_replicator import branches, reports
+from diffkeeper_replicator import orphan_branches, reports
 from diffkeeper_replicator.cursor import Reclaim, Role
 
 
@@ -299,7 +300,7 @@ async def test_a_tail_beyond_the_parent_becomes_a_branch_and_the_directory_goes_
         if end != "killed":  # then what was made since the last checkpoint is made again
             assert (north.path / "data").stat().st_ino == inode, "nothing was copied"
         await proven(north)
-        (branch,) = branches.find_all(north.files.orphans)
+        (branch,) = orphan_branches.find_all(north.files.orphans)
         assert (branch.note.parent, branch.note.end, branch.note.frames) == ("1.1", "1.3", 2)
         kept = {(c.path, c.kind): b"".join(map(branch.read, c.ranges)) for c in branch.changes()}
         assert kept == {(b"data", "changed"): b"tail two", (b"more", "added"): b"more"}
@@ -331,10 +332,42 @@ async def test_the_directory_of_a_fenced_leader_is_taken_back_in_place(tmp_path:
         assert {path.name: path.read_bytes() for path in data.iterdir()} == {"data": b"base main on"}
         assert (data / "data").stat().st_ino == inode
         await proven(east)
-        (branch,) = branches.find_all(east.files.orphans)
+        (branch,) = orphan_branches.find_all(east.files.orphans)
         assert (branch.note.name, branch.note.frames) == ("east-1-1", 1)
         kept = {(c.path, c.kind): b"".join(map(branch.read, c.ranges)) for c in branch.changes()}
         assert kept == {(b"data", "changed"): b"tail", (b"lost", "added"): b"never captured"}
+
+
+@pytest.mark.parametrize("why", ["out of reach", "damaged", "broken off"])
+async def test_where_undo_does_not_lead_back_the_directory_is_compared_with_the_journal(
+    tmp_path: Path, why: str
+) -> None:
+    async with sites(tmp_path, "east", "west", "north") as (east, west, north):
+        leader = await _followed(east, west)
+        common = leader.chain.tip
+        await north.replica.put_role(follow(link("east", 1)))
+        await applied(north, leader.frames[-1])
+        await applied(north, await leader.publish(write(2, 0, b"tail one")))
+        await north.replica.close()
+        (segment,) = (north.files.directory / "undo").glob("*.undo")
+        if why == "out of reach":
+            segment.unlink()
+        elif why == "damaged":
+            segment.write_bytes(segment.read_bytes()[:-200] + bytes(200))
+        else:
+            note = north.files.note()
+            assert note is not None
+            north.files.write_note(msgspec.structs.replace(note, rewinding=str(common.position)))
+        reign = Leader(west.log, common, 2)
+        last = await reign.publish(write(2, 0, b"main"))
+        await north.restart(orderly=False)
+        await north.replica.put_role(follow(link("east", 1), link("west", 2, common)))
+        await applied(north, last)
+        assert {path.name: path.read_bytes() for path in north.path.iterdir()} == {"data": b"main"}
+        await proven(north)
+        (branch,) = orphan_branches.find_all(north.files.orphans)
+        (change,) = branch.changes()
+        assert b"".join(map(branch.read, change.ranges)) == b"tail one"
 
 
 async def test_a_directory_that_cannot_be_taken_back_says_so_and_is_left_alone(tmp_path: Path) -> None:

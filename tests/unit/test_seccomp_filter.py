@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import struct
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from diffkeeper_capture import call_table, seccomp, sync_calls
 from diffkeeper_capture.sync_calls import AARCH64, ARM, I386, NUMBERS, X86_64
 
-ALLOW, NOTIFY = 0x7FFF0000, 0x7FC00000
+ALLOW, NOTIFY, REFUSE = 0x7FFF0000, 0x7FC00000, 0x00050001
 
 
 def verdict(program: bytes, arch: int, number: int) -> int:
@@ -30,13 +32,38 @@ def verdict(program: bytes, arch: int, number: int) -> int:
                 raise AssertionError(f"operation {other:#x}")
 
 
+X32 = 0x40000000
+
+
 @pytest.mark.parametrize("arches", [(X86_64, I386), (AARCH64, ARM)])
-def test_exactly_the_sync_calls_of_the_machines_architectures_are_stopped(arches: tuple[int, ...]) -> None:
-    program = seccomp.assemble(arches)
+@pytest.mark.parametrize("io_uring", [False, True])
+def test_exactly_the_sync_calls_of_the_machines_architectures_are_stopped(
+    arches: tuple[int, ...], io_uring: bool
+) -> None:
+    program = seccomp.assemble(arches, io_uring=io_uring)
     for arch in NUMBERS:
-        for number in range(500):
-            stopped = arch in arches and number in NUMBERS[arch]
-            assert verdict(program, arch, number) == (NOTIFY if stopped else ALLOW), (arch, number)
+        for number in (*range(600), *range(X32, X32 + 600)):
+            wanted = NOTIFY if arch in arches and number in NUMBERS[arch] else ALLOW
+            if number == sync_calls.IO_URING_SETUP and arch in arches and not io_uring:
+                wanted = REFUSE
+            assert verdict(program, arch, number) == wanted, (arch, number)
+
+
+def test_linux_aio_waits_only_when_it_asks_for_a_sync() -> None:
+    requests = [
+        ctypes.create_string_buffer(struct.pack("=QIiH", 0, 0, 0, opcode), 64) for opcode in (1, 0, 3)
+    ]
+
+    def asks(*indexes: int) -> bool:
+        table = (ctypes.c_uint64 * len(indexes))(*(ctypes.addressof(requests[index]) for index in indexes))
+        args = (0, len(indexes), ctypes.addressof(table), 0, 0, 0)
+        return sync_calls.concerns(None, "io_submit", os.getpid(), args)
+
+    assert not asks(0, 1)
+    assert asks(0, 1, 2)
+    assert sync_calls.concerns(None, "io_submit", os.getpid(), (0, 1, 8, 0, 0, 0)), (
+        "what cannot be read counts"
+    )
 
 
 def test_a_path_beside_the_root_with_its_name_as_prefix_is_not_below_it() -> None:

@@ -10,39 +10,15 @@ from pathlib import Path
 
 import pytest
 from tests.support import histories
+from tests.support.history_rigs import Rig
 from tests.support.made_logs import FrameChain
 
 from diffkeeper.domain import errors, frames, positions
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op, write
 from diffkeeper_replicator import checkpoints, volume_history
-from diffkeeper_replicator.chunk_store import ChunkStore
-from diffkeeper_replicator.journal import Journal
 from diffkeeper_replicator.path_index import NAMELESS, Wanted
-from diffkeeper_replicator.volume_history import VolumeHistory
 
 NOW = 1_800_000_000_000_000
-
-
-class Rig:
-    """A journal that a replicator would write, and a history that follows it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.journal = Journal.open(folder / "orders" / "journal", segment_bytes=20_000)
-        self.store = ChunkStore(folder / "chunks")
-        self.history = VolumeHistory("orders", folder / "orders", self.store, folder / "branches")
-
-    def reopened(self) -> VolumeHistory:
-        self.history.close()
-        self.store.close()
-        self.store = ChunkStore(self.folder / "chunks")
-        self.history = VolumeHistory("orders", self.folder / "orders", self.store, self.folder / "branches")
-        return self.history
-
-    def close(self) -> None:
-        self.history.close()
-        self.store.close()
-        self.journal.close()
 
 
 @pytest.fixture
@@ -60,9 +36,9 @@ def cheap_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("cheap_checkpoints")
 def test_every_position_is_the_replay_of_the_log_up_to_it(rig: Rig) -> None:
     log = histories.made_frames(11, 500)
-    rig.journal.append(log[:30])
+    rig.append(log[:30])
     rig.history.grow()
-    rig.journal.append(log[30:])
+    rig.append(log[30:])
     rig.history.grow()
     assert len(checkpoints.found(rig.history.checkpoints)) > 3
     order = list(range(len(log)))
@@ -76,8 +52,8 @@ def test_every_position_is_the_replay_of_the_log_up_to_it(rig: Rig) -> None:
 def test_a_history_that_is_opened_again_goes_on(rig: Rig) -> None:
     log = histories.made_frames(12, 300)
     for start in range(0, len(log), 20):
-        rig.journal.append(log[start : start + 20])
-        rig.reopened().grow(most_frames=15)
+        rig.append(log[start : start + 20])
+        rig.reopened().grow(most_steps=15)
     rig.history.grow()
     assert rig.history.index.tip().position == log[-1].position
     assert histories.snapshot(rig.history.state_at(log[-1].position)) == histories.replayed(log)
@@ -87,16 +63,17 @@ def test_a_history_that_is_opened_again_goes_on(rig: Rig) -> None:
 @pytest.mark.usefixtures("cheap_checkpoints")
 def test_a_lost_index_and_damaged_checkpoints_are_made_again_from_the_log(rig: Rig) -> None:
     log = histories.made_frames(13, 300)
-    rig.journal.append(log)
+    rig.append(log)
     rig.history.grow()
     before = rig.history.index.rows(Wanted(limit=1000))
-    rig.history.close()
-    for path in rig.history.folder.glob("index.db*"):
-        path.unlink()
-    for position in checkpoints.found(rig.history.checkpoints)[1:]:
-        path = checkpoints.path_of(rig.history.checkpoints, position)
+    folder = rig.history.folder
+    for position in checkpoints.found(folder / "checkpoints")[1:]:
+        path = checkpoints.path_of(folder / "checkpoints", position)
         path.write_bytes(path.read_bytes()[:-1])
-    rig.history = VolumeHistory("orders", rig.folder / "orders", rig.store, rig.folder / "branches")
+    rig.histories.close()
+    for path in folder.glob("index.db*"):
+        path.unlink()
+    rig.histories = rig._opened()
     rig.history.grow()
     assert rig.history.index.rows(Wanted(limit=1000)) == before
     for nth in (len(log) // 2, len(log) - 1):
@@ -107,14 +84,14 @@ def test_a_lost_index_and_damaged_checkpoints_are_made_again_from_the_log(rig: R
 @pytest.mark.usefixtures("cheap_checkpoints")
 def test_a_tail_that_the_chain_left_behind_leaves_the_history_too(rig: Rig) -> None:
     log = histories.made_frames(14, 200)
-    rig.journal.append(log)
+    rig.append(log)
     rig.history.grow()
     parent = log[15]
     chain = FrameChain(tip=frames.Tip(parent.position, parent.hash))
     chain.epoch = 2
     new = [chain.frame([Delta(Op.BARRIER, 0, args=("fsync", n))]) for n in range(60)]
     rig.journal.cut_after(parent.position)
-    rig.journal.append(new)
+    rig.append(new)
     rig.history.grow()
     assert rig.history.index.tip() == frames.Tip(new[-1].position, new[-1].hash)
     expected = histories.replayed(log, 16)
@@ -130,7 +107,7 @@ def test_a_frame_can_be_entered_in_the_middle(rig: Rig) -> None:
         chain.frame([Delta(Op.CREATE, 2, args=(ROOT_ID, b"f", 0o644, 0, 0))]),
         chain.frame([write(2, n, b"abc"[n : n + 1]) for n in range(3)]),
     ]
-    rig.journal.append(log)
+    rig.append(log)
     rig.history.grow()
     for upto, content in enumerate([b"", b"a", b"ab", b"abc"]):
         state = rig.history.state_at(positions.Position(1, 2), upto)
@@ -152,7 +129,7 @@ def test_the_index_knows_each_path_at_the_moment_of_its_delta(rig: Rig) -> None:
         chain.frame([Delta(Op.UNLINK, 3, args=(2, b"f"))]),
         chain.frame([write(3, 0, b"late")]),
     ]
-    rig.journal.append(log)
+    rig.append(log)
     rig.history.grow()
     rows = rig.history.index.rows(Wanted())
     paths = [{touch.path: touch.bytes for touch in row["paths"]} for row in rows]
@@ -175,7 +152,7 @@ def test_the_index_knows_each_path_at_the_moment_of_its_delta(rig: Rig) -> None:
 
 def test_activity_counts_everything_once(rig: Rig) -> None:
     log = histories.made_frames(15, 300)
-    rig.journal.append(log)
+    rig.append(log)
     rig.history.grow()
     found = rig.history.index.activity(Wanted(), 17)
     assert found is not None
@@ -185,7 +162,7 @@ def test_activity_counts_everything_once(rig: Rig) -> None:
 
 def test_when_is_answered_from_the_index(rig: Rig) -> None:
     log = histories.made_frames(16, 60)
-    rig.journal.append(log)
+    rig.append(log)
     assert rig.history.resolve("latest", NOW).position == log[-1].position
     assert rig.history.resolve("before:1.5", NOW).position == log[3].position
     rig.history.set_tag("good", log[2].position)
@@ -197,7 +174,7 @@ def test_when_is_answered_from_the_index(rig: Rig) -> None:
 
 def test_a_torn_record_at_the_end_is_not_there_yet(rig: Rig) -> None:
     log = histories.made_frames(17, 60)
-    rig.journal.append(log)
+    rig.append(log)
     last = max((rig.folder / "orders" / "journal").glob("*.journal"))
     with last.open("ab") as file:
         file.write(last.read_bytes()[:150])

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from diffkeeper import http, metrics
-from diffkeeper.domain import errors, receipts, volumes
+from diffkeeper.domain import errors, positions, receipts, stop_signals, volumes
 from diffkeeper_capture.agent import Agent
 from diffkeeper_capture.agent_metrics import AgentMetrics
 from diffkeeper_capture.program import Command
@@ -29,6 +29,7 @@ class AttachBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     policy: Literal["block", "degrade"] = "block"
     tree_state: str | None = None
     probe: Literal["auto", "bpf", "watch"] = "auto"
+    replicas: list[str] = []
 
 
 class StartBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -38,6 +39,9 @@ class StartBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     uid: int | None = None
     gid: int | None = None
     bind: str | None = None
+    stop_signal: str = stop_signals.DEFAULT
+    io_uring: bool = False
+    hard_limit: bool = False
 
 
 class PrepareBody(StartBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,6 +60,11 @@ class HandoverBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     successor: str
     grace_s: float = 10.0
     timeout_s: float = 30.0
+
+
+class SurrenderBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    epoch: int
+    parent: str
 
 
 class NoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,6 +89,7 @@ class AgentApi:
                 web.post(f"{volume}/sync", self._sync),
                 web.post(f"{volume}/handover", self._handover),
                 web.post(f"{volume}/release", self._release),
+                web.post(f"{volume}/surrender", self._surrender),
                 measured.route(),
             ]
         )
@@ -104,6 +114,7 @@ class AgentApi:
             volumes.UnmetPolicy(body.policy),
             None if body.tree_state is None else Path(body.tree_state),
             body.probe,
+            tuple(volumes.check_name("site", site) for site in body.replicas),
         )
         return http.json_response(await self._agent.attach(order))
 
@@ -122,7 +133,17 @@ class AgentApi:
         body = await http.read_body(request, StartBody)
         if not body.argv:
             raise errors.Refused("there is no command to start", reason="bad-request")
-        command = Command(body.argv, body.env, body.cwd, body.uid, body.gid, body.bind)
+        command = Command(
+            body.argv,
+            body.env,
+            body.cwd,
+            body.uid,
+            body.gid,
+            body.bind,
+            stop_signals.parse(body.stop_signal),
+            body.io_uring,
+            body.hard_limit,
+        )
         return http.json_response(await self._agent.start(request.match_info["volume"], command))
 
     async def _sync(self, request: web.Request) -> web.Response:
@@ -143,3 +164,10 @@ class AgentApi:
     async def _release(self, request: web.Request) -> web.Response:
         await http.read_body(request, NoBody)
         return http.json_response(await self._agent.release(request.match_info["volume"]))
+
+    async def _surrender(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, SurrenderBody)
+        parent = positions.parse(body.parent)
+        return http.json_response(
+            await self._agent.surrender(request.match_info["volume"], body.epoch, parent)
+        )

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from diffkeeper.domain import errors
-from diffkeeper_capture import gate_messages
+from diffkeeper_capture import gate_messages, short_paths
 
 _PAUSE_FIRST_S = 0.02
 _PAUSE_MOST_S = 1.0
@@ -97,7 +97,8 @@ class AgentLink:
             socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         )
         try:
-            sock.connect(self._path)
+            with short_paths.short(self._path) as path:
+                sock.connect(path)
             hello = gate_messages.pack(self._hello)
             if self._descriptors:
                 socket.send_fds(sock, [hello], self._descriptors)

@@ -31,12 +31,24 @@ class AgentMetrics:
         published = CounterMetricFamily(
             _PREFIX + "published_bytes", "Bytes stored in the stream", labels=["volume"]
         )
+        replica = GaugeMetricFamily(
+            _PREFIX + "replica_lag_seconds",
+            "Age of the oldest change a site has not confirmed",
+            labels=["volume", "site"],
+        )
+        alarms = GaugeMetricFamily(
+            _PREFIX + "stalled", "1 while a stage does not move", labels=["volume", "reason"]
+        )
         for capture in self._agent.captures():
             status = volume_status.of(capture)
             label = [capture.order.volume]
             frames.add_metric(label, status["lag"]["frames"])
             size.add_metric(label, status["lag"]["bytes"])
             age.add_metric(label, status["lag"]["ms"] / 1000)
+            for site, behind in status["replicas"].items():
+                replica.add_metric([*label, site], behind["ms"] / 1000)
+            for reason in sorted({alarm["reason"] for alarm in status["alarms"]}):
+                alarms.add_metric([*label, reason], 1)
             waiting.add_metric(label, len(status["barriers"]["waiting"]))
             up.add_metric(label, float(capture.state in ("scanning", "capturing")))
             barriers.add_metric(label, capture.gate.total)
@@ -44,4 +56,4 @@ class AgentMetrics:
             published.add_metric(label, capture.publisher.counters.published_bytes)
         records = CounterMetricFamily(_PREFIX + "records", "Records taken from the ring")
         records.add_metric([], self._agent.status()["records"])
-        return [frames, size, age, waiting, up, barriers, gaps, published, records]
+        return [frames, size, age, replica, alarms, waiting, up, barriers, gaps, published, records]

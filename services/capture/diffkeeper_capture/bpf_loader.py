@@ -1,17 +1,21 @@
 """Opens, loads and attaches the compiled probe, and hands out its maps. Knows nothing of volumes or records.
 
-Everything the kernel keeps for the probe is reached by file descriptor through here (maps) or owned here
-(links), so that a later agent can find both again below a bpffs path without its users noticing.
+Everything the kernel keeps for the probe (maps, programs, their attachment) is reached by file descriptor through
+here, and pinned below a folder of a BPF file system when one is given (``diffkeeper.pins``). What a dead
+predecessor pinned there is taken over as it runs, if it was made by the same object with the same ring.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import mmap
 import os
+import secrets
 import struct
 from pathlib import Path
 
+from diffkeeper import pins
 from diffkeeper.domain import errors
 from diffkeeper_capture import libbpf
 
@@ -24,6 +28,8 @@ OPTIONAL_PROGRAMS = {
     "dk_uring_silent": "io_uring_submit_req",
     "dk_direct_done": "iomap_dio_complete",
 }
+# Symbolic links beside the pins. BUILD is made last but one, OWNER last: a folder without it is half made.
+_BUILD, _IDENTITY = "build", "identity"
 
 # struct bpf_prog_info, up to and with recursion_misses.
 _PROGRAM_INFO_BYTES = 216
@@ -47,6 +53,11 @@ class BpfMap:
 
     def remove(self, key: bytes) -> None:
         self._check(self._lib.call.bpf_map_delete_elem(self.fd, key), "remove from")
+
+    def get(self, key: bytes, size: int) -> bytes | None:
+        """The value of a key, of ``size`` bytes."""
+        value = ctypes.create_string_buffer(size)
+        return None if self._lib.call.bpf_map_lookup_elem(self.fd, key, value) < 0 else value.raw
 
     def keys(self, size: int) -> list[bytes]:
         """All keys; one that comes while we look may be missing."""
@@ -72,14 +83,21 @@ class BpfMap:
 
 
 class LoadedProbe:
-    """The object in the kernel, attached. ``close`` detaches and frees it."""
+    """The object in the kernel. ``attach`` it unless ``is_adopted``; ``close`` leaves what is pinned running."""
 
-    def __init__(self, *, ring_bytes: int) -> None:
+    def __init__(self, *, ring_bytes: int, folder: Path | None = None, owner: Path | None = None) -> None:
+        """``folder``: where to pin, and where to look for what a predecessor pinned; ``owner``: whose it is."""
         self._lib = libbpf.load()
         self._lib.forget()
+        self._handle: int | None = None
         self._links: list[int] = []
+        self._maps: dict[str, int] = {}
         self._programs: list[int] = []
+        self._opened: list[int] = []
         self._info = ctypes.create_string_buffer(_PROGRAM_INFO_BYTES)
+        self._folder, self._owner = folder, owner
+        # Of this ring, from its making to its end: positions in it mean nothing in another.
+        self.identity = secrets.token_hex(16)
         path = object_path()
         if not path.exists():
             raise errors.Misconfigured(
@@ -87,12 +105,17 @@ class LoadedProbe:
                 reason="bpf-not-compiled",
                 hint="reinstall diffkeeper, or run `python build_bpf.py` in a working copy",
             )
-        self._handle: int | None = self._lib.call.bpf_object__open_file(os.fsencode(path), None)
-        if not self._handle:
-            raise self._refused(f"libbpf could not open {path}")
         missing = self._lib.missing_tracepoints(OPTIONAL_PROGRAMS.values()) or []
         # Those of the optional programs that this kernel can run.
         self.optional = {name for name, point in OPTIONAL_PROGRAMS.items() if point not in missing}
+        self._names = (*PROGRAMS, *sorted(self.optional))
+        self._build = hashlib.sha256(path.read_bytes()).hexdigest()[:32] + f"-{ring_bytes}"
+        self.is_adopted = folder is not None and self._adopt(folder)
+        if self.is_adopted:
+            return
+        self._handle = self._lib.call.bpf_object__open_file(os.fsencode(path), None)
+        if not self._handle:
+            raise self._refused(f"libbpf could not open {path}")
         try:
             self._load(ring_bytes)
         except BaseException:
@@ -109,16 +132,63 @@ class LoadedProbe:
             call.bpf_program__set_autoload(program, False)
         if call.bpf_object__load(self._handle) < 0:
             raise self._refused("the kernel refused to load the probe")
+        found = call.bpf_object__next_map(self._handle, None)
+        while found:
+            self._maps[call.bpf_map__name(found).decode()] = call.bpf_map__fd(found)
+            found = call.bpf_object__next_map(self._handle, found)
 
     def attach(self) -> None:
-        """From here on the programs run at every system call of the machine."""
-        for name in (*PROGRAMS, *sorted(self.optional)):
+        """From here on the programs run at every system call of the machine; pinned last, so that a death in
+        between leaves nothing behind that runs.
+        """
+        assert not self.is_adopted, "what was adopted is attached"
+        for name in self._names:
             program = self._lib.call.bpf_object__find_program_by_name(self._handle, name.encode())
             link = self._lib.call.bpf_program__attach(program)
             if not link:
                 raise self._refused(f"the kernel refused to attach {name}")
             self._links.append(link)
             self._programs.append(self._lib.call.bpf_program__fd(program))
+        if self._folder is not None:
+            self._pin(self._folder)
+
+    def _pin(self, folder: Path) -> None:
+        things = {_pin_name("map", name): fd for name, fd in self._maps.items()}
+        things |= {_pin_name("prog", name): fd for name, fd in zip(self._names, self._programs, strict=True)}
+        things |= {
+            _pin_name("link", name): self._lib.call.bpf_link__fd(link)
+            for name, link in zip(self._names, self._links, strict=True)
+        }
+        for name, fd in things.items():
+            if self._lib.call.bpf_obj_pin(fd, os.fsencode(folder / name)) < 0:
+                raise self._refused(f"{folder / name} could not be pinned")
+        os.symlink(self.identity, folder / _IDENTITY)
+        os.symlink(self._build, folder / _BUILD)
+        os.symlink(self._owner or folder, folder / pins.OWNER)
+
+    def _adopt(self, folder: Path) -> bool:
+        """Take over what is pinned; False, and the folder empty, when there is nothing whole of this build."""
+        try:
+            if not (folder / pins.OWNER).is_symlink() or os.readlink(folder / _BUILD) != self._build:
+                raise FileNotFoundError(_BUILD)
+            self.identity = os.readlink(folder / _IDENTITY)
+            self._programs = [self._get(folder / _pin_name("prog", name)) for name in self._names]
+            for name in self._names:
+                self._get(folder / _pin_name("link", name))
+        except OSError:
+            self.close()
+            self._programs, self._opened = [], []
+            for name in os.listdir(folder):
+                (folder / name).unlink()
+            return False
+        return True
+
+    def _get(self, path: Path) -> int:
+        fd: int = self._lib.call.bpf_obj_get(os.fsencode(path))
+        if fd < 0:
+            raise OSError(-fd, os.strerror(-fd), path)
+        self._opened.append(fd)
+        return fd
 
     def missed(self) -> int:
         """How often the kernel left a program out because it was running on that processor already.
@@ -136,17 +206,18 @@ class LoadedProbe:
         return int(_RECURSION_MISSES.unpack_from(self._info, _RECURSION_MISSES_AT)[0])
 
     def map(self, name: str) -> BpfMap:
-        found = self._lib.call.bpf_object__find_map_by_name(self._handle, name.encode())
-        assert found, f"the object has a map {name}, or another build is installed"
-        return BpfMap(self._lib, self._lib.call.bpf_map__fd(found), name)
-
-    def max_entries(self, name: str) -> int:
-        found = self._lib.call.bpf_object__find_map_by_name(self._handle, name.encode())
-        return int(self._lib.call.bpf_map__max_entries(found))
+        if name not in self._maps and self.is_adopted:
+            assert self._folder is not None, "what was adopted is pinned"
+            self._maps[name] = self._get(self._folder / _pin_name("map", name))
+        assert name in self._maps, f"the object has a map {name}, or another build is installed"
+        return BpfMap(self._lib, self._maps[name], name)
 
     def close(self) -> None:
+        """Let go of everything here. What is not pinned ends with it."""
         while self._links:
             self._lib.call.bpf_link__destroy(self._links.pop())
+        while self._opened:
+            os.close(self._opened.pop())
         if self._handle:
             self._lib.call.bpf_object__close(self._handle)
             self._handle = None
@@ -159,6 +230,11 @@ class LoadedProbe:
             libbpf=self._lib.version(),
             said=self._lib.said(),
         )
+
+
+def _pin_name(kind: str, name: str) -> str:
+    # A name in a BPF file system has no dot.
+    return f"{kind}-{name.replace('.', '_')}"
 
 
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39

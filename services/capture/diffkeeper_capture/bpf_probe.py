@@ -16,6 +16,7 @@ import secrets
 import struct
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from diffkeeper.domain import errors
 from diffkeeper_capture import bpf_loader, probes, ring, write_lanes
@@ -27,6 +28,8 @@ _ROOT = struct.Struct("=QII")  # struct dk_root: inode, generation, device
 _LOST_FILE = struct.Struct("=QII")  # struct dk_lost_file: inode, volume, unused
 _NUMBER = struct.Struct("=I")
 _INODE_BITS = 1024
+# In the kernel side's maps beside the slots of volumes: see dk_hold.h.
+PRESSED = 0xFFFFFFFE
 
 
 class State(ctypes.Structure):
@@ -83,26 +86,40 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class _Root:
-    fd: int
+    fd: int  # -1 for one that a predecessor watched and nobody has claimed
     identity: Identity
 
 
-class BpfProbe:
-    """A ``RecordProbe``. Loads and attaches at once, or raises ``Misconfigured`` with the kernel's word."""
+def _identity_of(key: bytes) -> Identity:
+    inode, generation, device = _ROOT.unpack(key)
+    return Identity(inode, generation, device, tgid=0)
 
-    def __init__(self, ring_bytes: int = RING_BYTES) -> None:
+
+class BpfProbe:
+    """A ``RecordProbe``. Loads and attaches at once, or raises ``Misconfigured`` with the kernel's word.
+
+    With ``pins``, a folder of a BPF file system, what a predecessor left there goes on instead: its ring, and the
+    roots it watched, until they are claimed (``watch`` with the same slot) or given up (``unwatch``).
+    """
+
+    def __init__(
+        self, ring_bytes: int = RING_BYTES, *, pins: Path | None = None, owner: Path | None = None
+    ) -> None:
         if ring_bytes & (ring_bytes - 1) or ring_bytes < 64 * 1024:
             raise errors.Misconfigured(
                 f"a ring of {ring_bytes} bytes is not possible",
                 hint="choose a power of two of at least 64 KiB",
             )
+        self._is_pinned = pins is not None
         self._roots: dict[int, _Root] = {}
         self._lost = probes.Lost(records=0, files=frozenset(), everywhere=False)
-        self._loaded = bpf_loader.LoadedProbe(ring_bytes=ring_bytes)
+        self._loaded = bpf_loader.LoadedProbe(ring_bytes=ring_bytes, folder=pins, owner=owner)
         try:
             self._memory = self._loaded.map(".bss.state").memory(ctypes.sizeof(State))
-            self._ring = ring.RingReader(self._loaded.map("ring").fd, ring_bytes)
-            self._loaded.attach()
+            self._hold = self._loaded.map(".bss.hold").memory(ctypes.sizeof(ctypes.c_uint64))
+            self._ring = ring.RingReader(self._loaded.map("ring").fd, ring_bytes, holds=self._is_pinned)
+            if not self._loaded.is_adopted:
+                self._loaded.attach()
         except BaseException:
             self._loaded.close()
             raise
@@ -114,6 +131,38 @@ class BpfProbe:
         self._state.followed = int(self.follows)
         self._missed, self._missed_at = 0, 0.0
         self._closed = False
+        if self._loaded.is_adopted:
+            self._take_over()
+
+    @property
+    def identity(self) -> str:
+        """Of the ring. Positions in it mean something to a successor only while this is the same."""
+        return self._loaded.identity
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the ring outlives this process."""
+        return self._is_pinned
+
+    @property
+    def unclaimed(self) -> frozenset[int]:
+        """Slots that a predecessor watched and nobody has claimed."""
+        return frozenset(slot for slot, root in self._roots.items() if root.fd < 0)
+
+    @property
+    def slots(self) -> frozenset[int]:
+        return frozenset(self._roots)
+
+    def _take_over(self) -> None:
+        self._state.asked_length = 0  # the predecessor may have died asking
+        roots, ignored = self._loaded.map("roots"), self._loaded.map("ignored")
+        for key in roots.keys(_ROOT.size):
+            value = roots.get(key, _NUMBER.size)
+            if value is not None:
+                self._roots[_NUMBER.unpack(value)[0]] = _Root(-1, _identity_of(key))
+        for key in ignored.keys(_NUMBER.size):
+            ignored.remove(key)
+        self._tell_roots()
 
     @classmethod
     def why_not(cls) -> str | None:
@@ -122,10 +171,33 @@ class BpfProbe:
 
     # ------------------------------------------------------------------------------------------------ volumes
 
-    def watch(self, slot: int, root_fd: int) -> None:
+    def is_watched_as(self, slot: int, root_fd: int) -> bool:
+        """Whether a predecessor watched this very directory under ``slot``, and nobody has claimed it."""
+        root = self._roots.get(slot)
+        return (
+            root is not None
+            and root.fd < 0
+            and root.identity.root_key() == self._identify(root_fd).root_key()
+        )
+
+    def claim(self, slot: int, root_fd: int) -> None:
+        """Go on with a root that a predecessor watched: nothing of it was missed but what ``lost`` says."""
+        assert self.is_watched_as(slot, root_fd), "asked before"
+        self._roots[slot] = _Root(os.dup(root_fd), self._roots[slot].identity)
+
+    def watch(self, slot: int, root_fd: int) -> list[int]:
+        """Begin to capture; the slots of a predecessor that this one replaces."""
         assert slot not in self._roots, "a slot is given once"
         identity = self._identify(root_fd)
-        twin = next((other for other, root in self._roots.items() if root.identity == identity), None)
+        replaced = [
+            slot for slot in self.unclaimed if self._roots[slot].identity.root_key() == identity.root_key()
+        ]
+        for other in replaced:
+            self.unwatch(other)
+        wanted = identity.root_key()
+        twin = next(
+            (other for other, root in self._roots.items() if root.identity.root_key() == wanted), None
+        )
         if twin is not None:
             raise errors.Refused(
                 f"this directory is already captured as volume slot {twin}",
@@ -140,12 +212,46 @@ class BpfProbe:
             raise
         self._roots[slot] = root
         self._tell_roots()
+        return replaced
 
     def unwatch(self, slot: int) -> None:
         root = self._roots.pop(slot)
+        self.set_gated(slot, gated=False)
         self._tell_roots()
         self._loaded.map("roots").remove(root.identity.root_key())
-        os.close(root.fd)
+        if root.fd >= 0:
+            os.close(root.fd)
+
+    def set_gated(self, slot: int, *, gated: bool) -> None:
+        """Whether programs behind a gate are stopped after writes to this volume that are durable by flag."""
+        if gated:
+            self._loaded.map("gated").put(_NUMBER.pack(slot), _NUMBER.pack(1))
+        elif self._loaded.map("gated").get(_NUMBER.pack(slot), _NUMBER.size) is not None:
+            self._loaded.map("gated").remove(_NUMBER.pack(slot))
+
+    def set_limited(self, *, limited: bool) -> None:
+        """Whether programs behind a gate are stopped while the ring is more than half full."""
+        self.set_gated(PRESSED, gated=limited)
+
+    @property
+    def presses(self) -> int:
+        """How often that has happened."""
+        return int.from_bytes(self._hold[:8], "little")
+
+    def held(self) -> dict[int, int]:
+        """Processes that are stopped so, and the slots of their volumes."""
+        table = self._loaded.map("held")
+        found = {key: table.get(key, _NUMBER.size) for key in table.keys(_NUMBER.size)}
+        return {
+            _NUMBER.unpack(key)[0]: _NUMBER.unpack(slot)[0] for key, slot in found.items() if slot is not None
+        }
+
+    def hold_again(self, tgid: int, slot: int) -> None:
+        self._loaded.map("held").put(_NUMBER.pack(tgid), _NUMBER.pack(slot))
+
+    def forget_held(self, tgid: int) -> None:
+        if self._loaded.map("held").get(_NUMBER.pack(tgid), _NUMBER.size) is not None:
+            self._loaded.map("held").remove(_NUMBER.pack(tgid))
 
     def ignore(self, tgid: int) -> None:
         self._loaded.map("ignored").put(_NUMBER.pack(self._kernel_tgid(tgid)), _NUMBER.pack(1))
@@ -186,6 +292,14 @@ class BpfProbe:
             )
         return Identity(state.answer_inode, state.answer_generation, state.answer_device, state.answer_tgid)
 
+    def answers(self) -> bool:
+        """Whether the kernel side runs: it is asked, and nobody else knows the answer."""
+        try:
+            self._identify(self._ring.fileno())
+        except errors.Transient:
+            return False
+        return True
+
     def _kernel_tgid(self, tgid: int) -> int:
         """A process id as the kernel's first pid namespace counts it."""
         own, own_in_kernel = os.getpid(), self._identify(self._ring.fileno()).tgid
@@ -211,6 +325,19 @@ class BpfProbe:
         """How many ring bytes have been delivered."""
         return self._ring.consumed()
 
+    def release(self, position: int) -> None:
+        """Records before ``position`` are needed by nobody, not even a successor."""
+        self._ring.release(position)
+
+    def replay(self, handle: probes.RecordHandler, start: int, most: int) -> int:
+        """Deliver again what was delivered from ``start`` on; where that ended."""
+        return self._ring.replay(handle, start, most)
+
+    @property
+    def released(self) -> int:
+        """Where a successor would go on."""
+        return self._ring.released
+
     def drain(
         self,
         handle: probes.RecordHandler,
@@ -232,18 +359,21 @@ class BpfProbe:
                 records=counted,
                 files=frozenset((volume, inode) for inode, volume, _ in map(_LOST_FILE.unpack, keys)),
                 everywhere=bool(self._state.lost_everywhere or missed),
+                left_out=missed,
             )
         return self._lost
 
     def close(self) -> None:
-        """Detach and forget everything. Records not yet drained are gone."""
+        """Let go of everything here. What is not pinned is detached, and records not yet drained are gone."""
         if self._closed:
             return
         self._closed = True
         self._ring.close()
         del self._state
         self._memory.close()
+        self._hold.close()
         self._loaded.close()
         for root in self._roots.values():
-            os.close(root.fd)
+            if root.fd >= 0:
+                os.close(root.fd)
         self._roots.clear()

@@ -34,7 +34,9 @@ class ComparedFiles:
 
     def follow(self, file_id: int) -> None:
         """Begin to follow a file; nothing is known of it, so the next reading logs all of its data."""
-        self.known.setdefault(file_id, {})
+        if file_id not in self.known:
+            self.known[file_id] = {}
+            self._shadow.touched.add(file_id)
 
     def forget_range(self, file_id: int, offset: int, length: int) -> None:
         """The log got other bytes for this range (a truncation, a re-read): it is logged again at the next

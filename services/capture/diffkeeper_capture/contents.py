@@ -56,15 +56,19 @@ class Contents:
 
     def __init__(self, shadow: Shadow, *, sole_source: bool) -> None:
         self.known: dict[int, Known] = {}
+        # Files whose fingerprint may be another one than a tree that was kept says.
+        self.touched: set[int] = set()
         self.sole_source = sole_source
         self._shadow = shadow
         shadow.on_forget.append(self._forget)
 
     def _forget(self, file_id: int) -> None:
         self.known.pop(file_id, None)
+        self.touched.discard(file_id)
 
     def touch(self, file_id: int) -> None:
         """A record changed what the log has: what was known of the disk says nothing about that any more."""
+        self.touched.add(file_id)
         known = self.known.get(file_id)
         if known is not None:
             known.fingerprint = NEVER
@@ -91,6 +95,7 @@ class Contents:
             yield from self.read_span(file_id, fd, 0, os.fstat(fd).st_size, at_us)
         if file_id not in self._shadow.tree.nodes:
             return
+        self.touched.add(file_id)
         known = self.known.setdefault(file_id, Known(NEVER))
         if has_logged or known.mtime_ns != status.st_mtime_ns:
             # Every write of the log makes its time the present one at a replica.

@@ -3,12 +3,16 @@
 While records keep coming the ring is looked at in short intervals instead of being woken for each record; an
 interval is also how long a frame stays open, and grows while the stream cannot keep up, so that frames get
 larger instead of more.
+
+Records leave the ring when what every volume made of them is kept (``needed_from``): a successor of this process
+reads the rest again. One that takes over joins its volumes one by one, each from where the predecessor left it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -17,6 +21,8 @@ from diffkeeper_capture import probes, records, write_lanes
 
 # Records handled before other work of the loop gets its turn.
 RECORDS_A_TURN = 2048
+# While records are kept for a volume that does not come, the ring counts as readable all the time.
+HELD_PAUSE_S = 0.02
 
 _log = structlog.get_logger("drain")
 
@@ -35,6 +41,9 @@ class Fed(Protocol):
     def lost(self, inodes: frozenset[int] | None) -> None:
         """Records of these files were lost; None: of nobody knows which."""
 
+    def needed_from(self) -> int:
+        """The ring position from which on a successor would need records of this volume."""
+
     @property
     def is_choked(self) -> bool:
         """Nothing more can be taken now."""
@@ -49,11 +58,15 @@ class DrainLoop:
         self.records = 0
         self._probe = probe
         self._volumes: dict[int, Fed] = {}
+        # Slots that a predecessor watched, and where each is to go on.
+        self._behind: dict[int, int] = {}
         self._lanes = write_lanes.Lanes.load()
         self._linger_least_s, self.linger_most_s = linger_s, linger_most_s
         self.linger_s = linger_s
         self._lost = probe.lost()
         self._readable = asyncio.Event()
+        # Called after each turn, when what is kept was let go.
+        self.after_turn: Callable[[], None] = lambda: None
 
     def add(self, slot: int, volume: Fed) -> None:
         self._volumes[slot] = volume
@@ -62,8 +75,49 @@ class DrainLoop:
 
     def remove(self, slot: int) -> None:
         self._volumes.pop(slot, None)
+        self._behind.pop(slot, None)
         if self._lanes is not None:
             self._lanes.remove(slot)
+
+    def keep_for(self, slot: int, position: int) -> None:
+        """Let no record go from ``position`` on, until ``join`` or ``remove``."""
+        self._behind[slot] = max(position, self._probe.released)
+
+    async def join(self, slot: int, volume: Fed, lost_before: int) -> None:
+        """Give a volume what came since its predecessor, then go on with it as with the others."""
+
+        def handle(record: records.Record, payload: memoryview) -> None:
+            if record.volume in (slot, records.NO_VOLUME):
+                volume.feed(record, payload)
+
+        while self._behind[slot] < self._probe.consumed():
+            if not volume.is_choked:
+                self._behind[slot] = self._probe.replay(handle, self._behind[slot], RECORDS_A_TURN)
+                volume.drained(None)
+            await asyncio.sleep(0 if not volume.is_choked else HELD_PAUSE_S)
+        del self._behind[slot]
+        self.add(slot, volume)
+        lost = self._probe.lost()
+        if lost.records != lost_before:
+            inodes = frozenset(inode for of, inode in lost.files if of == slot)
+            volume.lost(None if lost.everywhere else inodes)
+
+    @property
+    def identity(self) -> str:
+        return self._probe.identity
+
+    def position_of(self, slot: int) -> int:
+        """All records before it have been delivered to the volume in ``slot``."""
+        return self._behind.get(slot, self._probe.consumed())
+
+    @property
+    def produced(self) -> int:
+        return self._probe.produced()
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the ring, what the kernel cannot use: not read yet, or read and not kept yet."""
+        return self._probe.produced() - self._probe.released
 
     @property
     def lost_records(self) -> int:
@@ -89,6 +143,8 @@ class DrainLoop:
                 loop.remove_reader(descriptor)
             while await self._turns():  # noqa: ASYNC110
                 await asyncio.sleep(self.linger_s)
+            if self.held_bytes:
+                await asyncio.sleep(HELD_PAUSE_S)
 
     async def _turns(self) -> bool:
         """All that waits, in turns; whether to look again soon."""
@@ -103,9 +159,11 @@ class DrainLoop:
                 empty_ns = began_ns
                 break
             self._tell_drained(None)
+            self._release()
             await asyncio.sleep(0)
         self.records += total
         unfinished = self._tell_drained(empty_ns)
+        self._release()
         self._adapt()
         return total > 0 or unfinished or self._is_choked()
 
@@ -119,6 +177,11 @@ class DrainLoop:
         if fed is not None:
             fed.feed(record, payload)
 
+    def _release(self) -> None:
+        needed = [volume.needed_from() for volume in self._volumes.values()]
+        self._probe.release(min([self._probe.consumed(), *needed, *self._behind.values()]))
+        self.after_turn()
+
     def _tell_drained(self, empty_ns: int | None) -> bool:
         unfinished = [volume.drained(empty_ns) for volume in list(self._volumes.values())]
         return any(unfinished)
@@ -128,7 +191,12 @@ class DrainLoop:
         if lost.records == self._lost.records:
             return
         before, self._lost = self._lost, lost
-        _log.error("the ring had no room for records", lost=lost.records - before.records)
+        _log.error(
+            "the ring had no room for records",
+            lost=lost.records - before.records,
+            left_out=lost.left_out,
+            held_bytes=self.held_bytes,
+        )
         fresh = lost.files - before.files
         for slot, volume in list(self._volumes.items()):
             inodes = frozenset(inode for of, inode in lost.files if of == slot)

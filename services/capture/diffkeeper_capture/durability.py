@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 
 import structlog
 
@@ -20,6 +21,9 @@ from diffkeeper.log.event_log import Confirmation
 
 # Frames whose hashes are remembered for checking confirmations: minutes of a busy volume, 1 MB at most.
 HASHES_KEPT = 8192
+# How many times at which a level got further are remembered, so that a receipt says since when it is true. Of what is
+# older than all of them the oldest is said, which is late, never early.
+MILESTONES_KEPT = 4096
 
 _log = structlog.get_logger("durability")
 
@@ -27,7 +31,11 @@ _log = structlog.get_logger("durability")
 class Durability:
     """Positions only go forward here, except ``stored``, which follows a stream that lost its end."""
 
-    def __init__(self, volume: str, site: str, epoch: int, parent: frames.Tip) -> None:
+    def __init__(
+        self, volume: str, site: str, epoch: int, parent: frames.Tip, replicas: Sequence[str] = ()
+    ) -> None:
+        """``replicas``: other sites that are to confirm, whether or not they were ever heard."""
+        self._replicas = tuple(replicas)
         self.spooled = parent.position
         self.stored = parent.position
         self.confirmed: dict[str, positions.Position] = {}
@@ -41,6 +49,10 @@ class Durability:
         self._unsafe: deque[tuple[positions.Position, int]] = deque()
         self._waiters: list[tuple[positions.Position, Level, asyncio.Future[None]]] = []
         self._failure: errors.DiffKeeperError | None = None
+        # (up to where, since when in unix microseconds) the level is met, by rising position.
+        self._milestones: dict[Level, deque[tuple[positions.Position, int]]] = {
+            level: deque(maxlen=MILESTONES_KEPT) for level in (Level.SITE, Level.REMOTE)
+        }
 
     def sealed(self, frame: frames.Frame) -> None:
         """A frame of ours exists; its hash is what others must confirm."""
@@ -67,24 +79,35 @@ class Durability:
             self._tell()
 
     def safe(self) -> positions.Position:
-        """What would survive the loss of this site, as far as other sites are known; else of this node."""
-        return self.remote() if self.confirmed else min(self.spooled, self.stored)
+        """What would survive the loss of this site, where other sites are to hold replicas; else of this node."""
+        if self.confirmed or self._replicas:
+            return max(self.remote(), self._parent.position)
+        return min(self.spooled, self.stored)
+
+    def by_site(self) -> dict[str, positions.Position]:
+        """How far every site is that confirmed or is to: at least the parent of our reign, which it continues."""
+        sites = {*self._replicas, *self.confirmed} - {self._site}
+        start = self._parent.position
+        return {site: max(self.confirmed.get(site, start), start) for site in sites}
 
     def oldest_unsafe_us(self) -> int | None:
         """When the oldest change that is not safe was made, in unix microseconds."""
+        return self.oldest_beyond_us(self.safe())
+
+    def oldest_beyond_us(self, position: positions.Position) -> int | None:
+        """When the oldest change beyond a position was made, in unix microseconds."""
         self._forget_confirmed()
-        safe = self.safe()
-        return next((at_us for position, at_us in self._unsafe if position > safe), None)
+        return next((at_us for at, at_us in self._unsafe if at > position), None)
 
     def _forget_confirmed(self) -> None:
-        """What no site has confirmed stays listed, also while the stream counts as safe because no other site
+        """What not every site has confirmed stays listed, also while the stream counts as safe because no other site
         is known: the first word of one may speak of less than the stream holds. Too many lose those behind
         the oldest.
         """
-        remote = self.remote()
-        while self._unsafe and self._unsafe[0][0] <= remote:
+        everywhere = min(self.by_site().values(), default=positions.START)
+        while self._unsafe and self._unsafe[0][0] <= everywhere:
             self._unsafe.popleft()
-        if not self.confirmed and len(self._unsafe) > HASHES_KEPT:
+        while len(self._unsafe) > HASHES_KEPT:
             del self._unsafe[1]
 
     def remote(self) -> positions.Position:
@@ -111,9 +134,36 @@ class Durability:
             finally:
                 if waiter in self._waiters:
                     self._waiters.remove(waiter)
+        return self.receipt(tip, level)
+
+    def receipt(self, tip: frames.Tip, level: Level) -> Receipt:
+        """What holds of ``tip`` now. The caller knows that the level is met."""
         return Receipt(
-            self._volume, tip.position, tip.hash, level, self.holders(tip.position), time.time_ns() // 1000
+            self._volume,
+            tip.position,
+            tip.hash,
+            level,
+            self.holders(tip.position),
+            self._since_us(tip.position, level),
         )
+
+    def _since_us(self, position: positions.Position, level: Level) -> int:
+        since_us = time.time_ns() // 1000
+        for upto, at_us in reversed(self._milestones.get(level, ())):
+            if upto < position:
+                break
+            since_us = at_us
+        return since_us
+
+    def _note_milestones(self) -> None:
+        now_us = time.time_ns() // 1000
+        site = min(self.spooled, self.stored)
+        for level, upto in ((Level.SITE, site), (Level.REMOTE, min(site, self.remote()))):
+            milestones = self._milestones[level]
+            while milestones and milestones[-1][0] > upto:
+                milestones.pop()  # the stream lost its end
+            if upto > positions.START and (not milestones or upto > milestones[-1][0]):
+                milestones.append((upto, now_us))
 
     def holders(self, position: positions.Position) -> tuple[str, ...]:
         held = [f"spool:{self._site}"] if self.spooled >= position else []
@@ -146,6 +196,7 @@ class Durability:
 
     def _tell(self) -> None:
         self._forget_confirmed()
+        self._note_milestones()
         if not self._waiters:
             return
         still: list[tuple[positions.Position, Level, asyncio.Future[None]]] = []

@@ -155,6 +155,12 @@ class Framer:
         return bool(self._unchained)
 
     @property
+    def last_closed(self) -> int:
+        """Sequence of the last frame that is closed, whether or not it is packed and taken."""
+        self.absorb()
+        return self.tip.position.sequence + len(self._unchained)
+
+    @property
     def pending_bytes(self) -> int:
         self.absorb()
         return self._columns.payload_bytes
@@ -234,6 +240,12 @@ class Framer:
             self._chain()
         taken, self._ready = self._ready, []
         return taken
+
+    def close(self) -> None:
+        """Close the open frame as if it were full: it is packed beside the capture, and taken later."""
+        self.absorb()
+        if self._columns.ops:
+            self._full()
 
     def cut(self, flags: frames.Flag = NO_FLAGS, successor: str = "") -> list[frames.Frame]:
         """Seal what is pending; every frame not yet taken, in order, the last of them with ``flags``.

@@ -87,6 +87,9 @@ class Gate:
             for key in [key for key in table if key[0] is source]:
                 del table[key]
 
+    def waiting_threads(self) -> set[int]:
+        return {call.pid for call in (*self._served.values(), *self._new.values())}
+
     def waiting(self) -> list[dict[str, Any]]:
         """For the status: what waits, longest first."""
         calls = [*self._served.values(), *self._new.values()]

@@ -18,8 +18,8 @@ from typing import Any
 
 import structlog
 
-from diffkeeper.domain import errors
-from diffkeeper_capture import call_table, gate_messages, seccomp, sync_calls
+from diffkeeper.domain import errors, stop_signals
+from diffkeeper_capture import call_table, gate_messages, seccomp, short_paths, sync_calls
 from diffkeeper_capture.gate import Gate
 
 _log = structlog.get_logger("gate")
@@ -35,6 +35,8 @@ class Program:
     gated: bool
     root: str | None = None  # the directory that its caller took the volume for
     seen_at: str | None = None  # where it sees the volume, when that is not the volume's own path
+    stop_signal: str = stop_signals.DEFAULT  # how it is asked to end
+    hard_limit: bool = False  # stopped while the ring is more than half full
     # Wait status; None while it runs, or when it ended while nobody could say how.
     status: int | None = None
     running: bool = True
@@ -79,7 +81,8 @@ class GateSocket:
             with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISSOCK(self._path.stat().st_mode):
                     self._path.unlink()
-            sock.bind(str(self._path))
+            with short_paths.short(str(self._path)) as path:
+                sock.bind(path)
             os.chmod(self._path, 0o600)
             sock.listen(64)
         except OSError as error:
@@ -87,7 +90,7 @@ class GateSocket:
             raise errors.Misconfigured(
                 f"cannot listen on {self._path}: {error}",
                 reason="gate-socket",
-                hint="a socket's path has at most 107 bytes; choose a shorter data_dir",
+                hint="check the owner and mode of its directory",
             ) from error
         self._socket = sock
         asyncio.get_running_loop().add_reader(sock, self._accept)
@@ -215,6 +218,8 @@ class _WrapperLink:
             bool(message["gated"]),
             message.get("root"),
             message.get("seen_at"),
+            stop_signals.parse(str(message.get("stop_signal", stop_signals.DEFAULT))),
+            bool(message.get("hard_limit", False)),
         )
         if len(descriptors) == 2:
             self._listener = seccomp.Listener(descriptors[0])

@@ -49,6 +49,19 @@ class MappedFiles:
     def is_followed(self, file_id: int) -> bool:
         return file_id in self.dirty.pages or file_id in self.compared.known
 
+    @property
+    def ids(self) -> set[int]:
+        """Files that may change untold now."""
+        return self.dirty.pages.keys() | self.compared.known.keys()
+
+    def go_on(self, file_id: int, *, is_compared: bool) -> None:
+        """Follow a file of which nothing is known: all of its data is logged at the next barrier."""
+        self._on_follow()
+        if is_compared or not self._tells_pages:
+            self.compared.follow(file_id)
+        else:
+            self.dirty.doubt(file_id)
+
     def follow(self, file_id: int, mapping: int) -> None:
         """A file is mapped; ``mapping`` is what the kernel side says of it (``records.Mapping``)."""
         self._tell(file_id, "mmap")

@@ -76,6 +76,11 @@ class Naming:
             return None
         return handle(record, path, rest.rstrip(b"\0"))
 
+    def forget_before(self, end_ns: int) -> None:
+        """Of calls that ended up to then nothing is remembered: there may have been a truncation by path."""
+        self._truncated_ns = end_ns
+        self._placer.forget_before(end_ns)
+
     # ---- names by path
 
     def _removed(self, record: Record, path: bytes, _: bytes) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from diffkeeper.domain import deltas, frames, limits, positions, trees
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op
 from diffkeeper_capture import allocations, rereader, write_lanes
-from diffkeeper_capture.contents import RACY_NS, Contents, Known, fingerprint
+from diffkeeper_capture.contents import RACY_NS, Contents, Fingerprint, Known, fingerprint
 from diffkeeper_capture.doubts import Doubts
 from diffkeeper_capture.framer import FrameSink
 from diffkeeper_capture.mapped_files import MappedFiles
@@ -65,7 +65,9 @@ class Observer:
         self.contents = Contents(self.shadow, sole_source=sole_source)
         self.scanner = Scanner(self.shadow, self.reader, self.contents)
         self.doubts = Doubts()
-        self.unseen = Unseen(self.shadow, self.doubts, sink)
+        self.unseen = Unseen(self.shadow, self.doubts, sink, self._compare_always)
+        # Called with a process that was stopped until its synchronous write has a receipt.
+        self.on_held: Callable[[int], None] | None = None
         self._sink = sink
         self._overlaps = Overlaps()
         self._resolver = PathResolver(self.shadow, root, self.reader.status_of(ROOT_ID))
@@ -85,14 +87,14 @@ class Observer:
             self.doubts,
             self._naming.describing,
             sink,
-            self._remember_gone,
+            self.remember_gone,
             self._think_again,
         )
         self._gone: OrderedDict[int, int] = OrderedDict()
         # Takes the writes that need no thought; None where everything goes the long way.
         self._lane: write_lanes.Lane | None = None
         self.shadow.on_forget.append(self._note_gone)
-        self._now_end_ns = 0
+        self.now_end_ns = 0
         self.shadow.bind(ROOT_ID, self.reader.inode)
         with self.reader.directory(ROOT_ID) as fd:
             self.mapped = MappedFiles(self.shadow, self.reader, fd, self._think_again)
@@ -102,9 +104,12 @@ class Observer:
             self.scanner.on_arrival = self._arrived
         if state is not None:
             self._adopt(state)
+            # Whoever keeps the tree has these.
+            self.shadow.unsaved_ids = {ROOT_ID}
         # The hot path's own names for things.
         self._by_inode = self.shadow.by_inode
         self._add_write = sink.add_write
+        self._touched = self.contents.touched
         self._generations = self.shadow.generation_of
         self._writers = self.unseen.writers
         self._dirty_ids = self.mapped.dirty.pages
@@ -122,11 +127,25 @@ class Observer:
             Kind.SYNC: self._on_sync,
             Kind.DIRTIED: self._on_dirtied,
             Kind.ALLOCATED: self._on_allocated,
+            Kind.HELD: self._on_held,
         }
+
+    @property
+    def writers(self) -> set[int]:
+        return self.unseen.writers
 
     @property
     def unseen_writers(self) -> set[int]:
         return self.unseen.unseen_writers
+
+    @property
+    def unseen_elsewhere(self) -> set[int]:
+        return self.unseen.elsewhere
+
+    @property
+    def is_floored(self) -> bool:
+        """Whether frames are ``scan`` at best for the time being."""
+        return self._settler.is_floored
 
     # ---- the records
 
@@ -146,11 +165,12 @@ class Observer:
                 and record[11] <= limits.DELTA_MAX_DATA_BYTES
             ):
                 self._add_write(file_id, record[10], payload, record[3] // 1000)
+                self._touched.add(file_id)
                 self._overlaps.note(record)
                 if self._lane is not None:
                     self._lane.learn(record[7], record[8], record[5], file_id)
                 return
-        self._now_end_ns = record.end_ns
+        self.now_end_ns = record.end_ns
         self._slow[record.kind](record, payload)
 
     def use_lane(self, lane: write_lanes.Lane) -> None:
@@ -310,11 +330,18 @@ class Observer:
                 self._settler.doubt_content(file_id)
         self._after_naming(record)
 
+    def _compare_always(self, file_id: int) -> None:
+        self.mapped.go_on(file_id, is_compared=True)
+
     def _on_sync(self, record: Record, payload: memoryview) -> None:
         self.unseen.note_writer(record.tgid)
         file_id = self.shadow.by_inode.get(record.inode, 0)
         args = (call_name(record.extra), record.tgid)
         self._sink.add(Delta(Op.BARRIER, file_id, args=args, at_us=record.end_ns // 1000))
+
+    def _on_held(self, record: Record, payload: memoryview) -> None:
+        if self.on_held is not None:
+            self.on_held(record.tgid)
 
     # ---- who, and which file
 
@@ -358,9 +385,9 @@ class Observer:
     def _note_gone(self, file_id: int) -> None:
         inode = self.shadow.inode_of.get(file_id)
         if inode is not None:
-            self._remember_gone(inode, self._now_end_ns)
+            self.remember_gone(inode, self.now_end_ns)
 
-    def _remember_gone(self, inode: int, when_ns: int) -> None:
+    def remember_gone(self, inode: int, when_ns: int) -> None:
         self._gone[inode] = when_ns
         self._gone.move_to_end(inode)
         if len(self._gone) > GONE_REMEMBERED:
@@ -426,20 +453,12 @@ class Observer:
         False when more has to be read than the budget: ship frames, drain, and call again before cutting the
         barrier.
         """
-        if not self._is_in_barrier:
-            self._is_in_barrier = True
-            self.unseen.doubt_files()
         if not self.settle(drained_ns, budget):
             return False
         if self.unseen_writers and not self.doubts.is_scanning and not self._settler.compare_all():
             return False
         self.mapped.follow_arrivals(self.scanner.arrivals)
-        if not self.log_stores(budget):
-            return False
-        self._is_in_barrier = False
-        return True
-
-    _is_in_barrier = False
+        return self.log_stores(budget)
 
     def log_stores(self, budget: int = SETTLE_BUDGET_BYTES) -> bool:
         """Log what was changed by stores through mappings; False when the budget was used up."""
@@ -470,6 +489,35 @@ class Observer:
         self.scanner.arrivals |= self.shadow.tree.nodes.keys()
         self.mapped.follow_arrivals(self.scanner.arrivals)
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the shadow is not known to be what the records so far make of the volume."""
+        return (
+            self._settler.is_working
+            or bool(self.doubts)
+            or self.doubts.is_unsettled
+            or self.doubts.is_scanning
+            or bool(self.scanner.sightings.waiting)
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        return not (self.is_doubtful or self.is_floored)
+
+    def go_on_from(
+        self, made_ns: int, compared_ns: int, mapped: dict[int, bool], is_doubtful: bool, is_floored: bool
+    ) -> None:
+        """Of a predecessor: records whose calls ended before ``made_ns`` (CLOCK_MONOTONIC) were observed by it."""
+        self.doubts.compared_ns = compared_ns
+        for file_id, is_compared in mapped.items():
+            self.mapped.go_on(file_id, is_compared=is_compared)
+        self._overlaps.forget_before(made_ns)
+        self._naming.forget_before(made_ns)
+        if is_floored or is_doubtful:
+            self._settler.lower_floor()
+        if is_doubtful:
+            self.doubts.everything = self.doubts.everywhere_content = self.doubts.is_unsettled = True
+
     def _adopt(self, state: trees.TreeState) -> None:
         for file_id, identity in state.identities.items():
             if file_id in self.shadow.tree.nodes and file_id != ROOT_ID:
@@ -484,25 +532,47 @@ class Observer:
         """The volume at the end of the log, for whoever goes on. Fingerprints only of files nobody may still
         be writing.
         """
-        prints: dict[int, tuple[int, int, int]] = {}
-        now_ns = time.time_ns()
-        for file_id, node in self.shadow.tree.nodes.items():
-            if node.kind is trees.Kind.FILE and file_id not in self.doubts.contents:
-                try:
-                    status = self.reader.status_of(file_id)
-                except rereader.Elsewhere:
-                    continue
-                known = self.contents.known.get(file_id)
-                is_current = not self.contents.sole_source or (
-                    known is not None and known.fingerprint == fingerprint(status)
-                )
-                if stat.S_ISREG(status.st_mode) and is_current and now_ns - status.st_ctime_ns >= RACY_NS:
-                    prints[file_id] = fingerprint(status)
+        nodes, now_ns = self.shadow.tree.nodes, time.time_ns()
+        found = {
+            file_id: self._print_of(file_id, now_ns)
+            for file_id, node in nodes.items()
+            if node.kind is trees.Kind.FILE
+        }
+        prints = {file_id: print_ for file_id, print_ in found.items() if print_ is not None}
         identities = {
             file_id: trees.Identity(self.reader.device, inode, self.shadow.generation_of.get(file_id, 0))
             for file_id, inode in self.shadow.inode_of.items()
         }
         return trees.TreeState(volume, position, frame_hash, stamp, self.shadow.tree, identities, prints)
+
+    def take_prints(self) -> dict[int, Fingerprint | None]:
+        """Fingerprints of files that changed since the last time; None for one that may still be changing, which is
+        asked for again the next time.
+        """
+        now_ns = time.time_ns()
+        living = [file_id for file_id in self.contents.touched if self.shadow.is_file(file_id)]
+        found = {file_id: self._print_of(file_id, now_ns) for file_id in living}
+        self.contents.touched.clear()
+        self.contents.touched.update(file_id for file_id, print_ in found.items() if print_ is None)
+        # A write that takes the short way says nothing of its file; the next one takes the long way.
+        self._think_again()
+        return found
+
+    def _print_of(self, file_id: int, now_ns: int) -> Fingerprint | None:
+        """What the file is on disk, when nobody may still be writing it and the log has all of it."""
+        if file_id in self.doubts.contents:
+            return None
+        try:
+            status = self.reader.status_of(file_id)
+        except rereader.Elsewhere:
+            return None
+        known = self.contents.known.get(file_id)
+        is_current = not self.contents.sole_source or (
+            known is not None and known.fingerprint == fingerprint(status)
+        )
+        if not stat.S_ISREG(status.st_mode) or not is_current or now_ns - status.st_ctime_ns < RACY_NS:
+            return None
+        return fingerprint(status)
 
     def close(self) -> None:
         self.reader.close()

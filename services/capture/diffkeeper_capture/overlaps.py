@@ -45,6 +45,11 @@ class Overlaps:
         if self._lane is not None and self._lane.has_heads:
             self._recent.extend(self._lane.take_heads())
 
+    def forget_before(self, end_ns: int) -> None:
+        """There were records that ended up to then, and nothing is known of them."""
+        blank = Record(*[0] * len(Record._fields))._replace(end_ns=end_ns)
+        self._recent.extend([blank] * REMEMBERED)
+
     def confused_with(self, record: Record) -> Range | None:
         """The range to re-read because of a flagged record (not yet noted); None when its order cannot
         matter.

@@ -38,11 +38,16 @@ class Placer:
         self._is_ours = is_ours
         # Whether the path resolved last leads to where nothing is known.
         self.was_lost = False
+        self._forgot_ns = 0
         # Whether any path of the record at hand leads into the volume.
         self.is_inside = False
         # By-path changes of what files are, lately: when the call ended, the id it was taken to mean, and the
         # name of the attribute (b"" for times, None for mode and owner).
         self._described: deque[tuple[int, int, bytes | None]] = deque(maxlen=REMEMBERED)
+
+    def forget_before(self, end_ns: int) -> None:
+        """See ``Naming.forget_before``."""
+        self._forgot_ns = end_ns
 
     def note_described(self, record: Record, file_id: int, name: bytes | None) -> None:
         self._described.append((record.end_ns, file_id, name))
@@ -130,6 +135,8 @@ class Placer:
         """What was described while this call ran may have been what it put under the name, or took away."""
         tree = self._shadow.tree
         meant = {child for place in places if (child := tree.child(*place)) is not None}
+        if record.start_ns <= self._forgot_ns:
+            self._doubts.everything = self._doubts.everywhere_content = True
         for end_ns, file_id, name in self._described:
             if end_ns < record.start_ns:
                 continue

@@ -25,13 +25,17 @@ class Lost:
     # (volume slot, inode) of files whose writes were lost; empty with ``everywhere`` when that could not be kept.
     files: frozenset[tuple[int, int]]
     everywhere: bool
+    # Of the records, calls at which the kernel left the probe out because it was running already.
+    left_out: int = 0
 
 
 class RecordProbe(Protocol):
     """A probe that sees each call, in order."""
 
-    def watch(self, slot: int, root_fd: int) -> None:
-        """Begin to capture the directory open at ``root_fd`` and all below it on the same file system."""
+    def watch(self, slot: int, root_fd: int) -> list[int]:
+        """Begin to capture the directory open at ``root_fd`` and all below it on the same file system; the slots of
+        a predecessor that this one replaces.
+        """
 
     def unwatch(self, slot: int) -> None: ...
 
@@ -55,6 +59,23 @@ class RecordProbe(Protocol):
 
         Plain writes go into their volume's lane, where there is one, instead of to ``handle``.
         """
+
+    @property
+    def identity(self) -> str:
+        """Of the ring that positions are of."""
+
+    def consumed(self) -> int:
+        """How many ring bytes have been delivered."""
+
+    @property
+    def released(self) -> int:
+        """How many ring bytes the kernel may use again; a successor begins to read there."""
+
+    def release(self, position: int) -> None:
+        """Nobody needs the records before ``position`` any more, not even a successor."""
+
+    def replay(self, handle: RecordHandler, start: int, most: int) -> int:
+        """Deliver again what was delivered from ``start`` on, at most so many records; where that ended."""
 
     def lost(self, *, surely: bool = True) -> Lost:
         """What was lost up to now; not ``surely``: what is known without asking the kernel, late by 0.1 s at most."""

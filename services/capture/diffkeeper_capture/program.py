@@ -14,7 +14,7 @@ from pathlib import Path
 
 import diffkeeper
 import diffkeeper_capture
-from diffkeeper.domain import errors
+from diffkeeper.domain import errors, stop_signals
 from diffkeeper.domain.receipts import Level
 from diffkeeper_capture import run_wrapper
 from diffkeeper_capture.gate_socket import Program
@@ -46,6 +46,9 @@ class Command:
     uid: int | None = None
     gid: int | None = None
     bind: str | None = None  # where the program sees the volume
+    stop_signal: str = stop_signals.DEFAULT
+    io_uring: bool = False
+    hard_limit: bool = False
 
 
 def _package_roots() -> list[str]:
@@ -62,8 +65,14 @@ def wrapper_argv(
 ) -> list[str]:
     words = [sys.executable, "-I", "-c", _BOOT.format(paths=_package_roots(), nice=nice)]
     words += ["--agent-socket", str(gate_socket), "--volume", volume, "--root", str(root)]
-    if level is Level.OBSERVE:
+    if level is Level.OBSERVE and not command.hard_limit:
         words.append("--no-gate")  # nothing ever waits, so nothing needs to be stopped
+    if command.stop_signal != stop_signals.DEFAULT:
+        words += ["--stop-signal", command.stop_signal]
+    if command.hard_limit:
+        words.append("--hard-limit")
+    if command.io_uring:
+        words += ["--io-uring", "allow"]
     for option, value in (("--cwd", command.cwd), ("--uid", command.uid), ("--gid", command.gid)):
         if value is not None:
             words += [option, str(value)]
@@ -193,13 +202,14 @@ def _identity(directory: Path) -> tuple[int, int]:
 
 
 async def stop(program: Program, grace_s: float) -> None:
-    """SIGTERM, then SIGKILL after ``grace_s``; raises TimedOut when it will not go."""
+    """Its stop signal, then SIGKILL after ``grace_s``; raises TimedOut when it will not go."""
     try:
         descriptor = os.pidfd_open(program.pid)
     except ProcessLookupError:
         return
     try:
-        for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, KILL_TIMEOUT_S)):
+        asking = stop_signals.number(program.stop_signal)
+        for number, patience_s in ((asking, grace_s), (signal.SIGKILL, KILL_TIMEOUT_S)):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, number)
             if await _ended(descriptor, patience_s):

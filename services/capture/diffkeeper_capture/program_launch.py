@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -21,6 +22,7 @@ from diffkeeper.domain import errors
 from diffkeeper_capture import seccomp
 
 _PR_SET_PDEATHSIG = 1
+_PR_GET_NO_NEW_PRIVS = 39
 _CLONE_NEWNS = 0x00020000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 
@@ -41,6 +43,7 @@ class Launch:
     gid: int | None = None
     bind: tuple[str, str] | None = None  # (directory, where the program sees it)
     gated: bool = True
+    io_uring: bool = False
 
 
 def environment_as_given() -> dict[bytes, bytes]:
@@ -75,6 +78,8 @@ def become_program(
     try:
         _prepare(launch, parent, parent_end, signal_mask, step)
         step.now = "exec"
+        if launch.gated:
+            _refuse_set_id(launch)
         os.execvpe(launch.argv[0], launch.argv, launch.environment)
     except errors.DiffKeeperError as error:
         failure = Failure(error.message, error.hint, EXIT_OWN_FAILURE)
@@ -97,7 +102,7 @@ def _prepare(
     if launch.gated:
         step.now = "install the gate"
         # Before the identity changes: with CAP_SYS_ADMIN the filter needs no no_new_privs.
-        listener = seccomp.install()
+        listener = seccomp.install(io_uring=launch.io_uring)
         socket.send_fds(parent_end, [b"listener"], [listener])
         os.close(listener)
         # A gated call that does nothing: from its number the wrapper knows those of the calls to come.
@@ -129,6 +134,31 @@ def _prepare(
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
+
+
+def _refuse_set_id(launch: Launch) -> None:
+    """Without CAP_SYS_ADMIN the gate takes from all below it the way to more rights by exec, silently: a program that
+    lives by them is refused instead of failing later in its own words.
+    """
+    if seccomp.libc.prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1:
+        return
+    path = os.fsdecode(launch.environment.get(b"PATH", os.fsencode(os.defpath)))
+    program = shutil.which(launch.argv[0], path=path)
+    if program is None:
+        return  # exec says why
+    status = os.stat(program)
+    gains_user = status.st_mode & stat.S_ISUID and status.st_uid != os.getuid()
+    gains_group = status.st_mode & stat.S_ISGID and status.st_gid not in (os.getgid(), *os.getgroups())
+    try:
+        gains_rights = bool(os.getxattr(program, "security.capability"))
+    except OSError:
+        gains_rights = False
+    if gains_user or gains_group or gains_rights:
+        raise errors.Refused(
+            f"{program} gets its rights from its file (set-id or capabilities), and behind the gate it would not",
+            reason="set-id-program",
+            hint="run it as root (--uid, --gid), or with durability observe, which needs no gate",
+        )
 
 
 def _bind(directory: str, target: str) -> None:

@@ -57,6 +57,8 @@ class Kind(enum.IntEnum):
     DIRTIED = 11
     # fallocate of (offset, length); extra: its mode; aux: size afterwards.
     ALLOCATED = 12
+    # A process behind a gate was stopped after a write that is durable by flag; tgid: which one.
+    HELD = 13
 
 
 class Flag(enum.IntFlag):

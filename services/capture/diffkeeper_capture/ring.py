@@ -6,10 +6,14 @@ data. The kernel offers the data twice in a row, so that a record which wraps ar
 first is mapped here, because mapped pages count as ours twice, and the one record in a round that wraps is
 put together. Each record has eight bytes before it: its length with two flags, and a page offset that only
 the kernel uses. Positions count bytes since the start and never wrap.
+
+A reader that *holds* tells the kernel of no progress by itself: records stay in the ring until ``release``, for a
+successor to read them again if this process dies before it has kept what it made of them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 
@@ -31,8 +35,9 @@ _ALL = 1 << 62
 class RingReader:
     """The only reader of a ring. Not for two threads at once."""
 
-    def __init__(self, fd: int, ring_bytes: int) -> None:
+    def __init__(self, fd: int, ring_bytes: int, *, holds: bool = False) -> None:
         self._fd = fd
+        self._holds = holds
         self._mask = ring_bytes - 1
         self._stride = min(_STRIDE_MAX_BYTES, ring_bytes // 8)
         self._ours = ring_memory.Mapping(fd, 0, ring_memory.PAGE, writable=True)
@@ -45,10 +50,12 @@ class RingReader:
         self._data = self._theirs.view[ring_memory.PAGE :]
         self._words = self._data.cast("I")
         self._position = self._consumer[0]
+        self._untold = ctypes.c_uint64(0)
         self._quick = write_lanes.Ring(
             data=self._theirs.address + ring_memory.PAGE,
             bytes=ring_bytes,
-            consumer=self._ours.address,
+            # Where the compiled loop tells its progress; one that holds tells nobody.
+            consumer=ctypes.addressof(self._untold) if holds else self._ours.address,
             stride=self._stride,
         )
 
@@ -61,6 +68,26 @@ class RingReader:
 
     def consumed(self) -> int:
         return self._position
+
+    @property
+    def released(self) -> int:
+        """Where the room that the kernel may use again ends, and where a successor begins to read."""
+        return self._consumer[0]
+
+    def release(self, position: int) -> None:
+        """Give the kernel the room before ``position``; going back changes nothing."""
+        if self._consumer[0] < position <= self._position:
+            self._consumer[0] = position
+
+    def replay(self, handle: probes.RecordHandler, start: int, most: int) -> int:
+        """Deliver records again from ``start``, up to ``most`` of them or to where reading is; where that ended."""
+        assert self._consumer[0] <= start <= self._position, "what was released is gone"
+        position, self._position = self._position, start
+        try:
+            self._deliver(handle, position, -1, most)
+            return self._position
+        finally:
+            self._position = position
 
     def drain(
         self,
@@ -110,7 +137,7 @@ class RingReader:
         payload_at = _RING_HEAD_BYTES + records.HEAD_BYTES
         ring_bytes = mask + 1
         position, stride = self._position, self._stride
-        told = position + stride
+        told = position + stride if not self._holds else 1 << 64
         delivered = 0
         try:
             while position < end:
@@ -135,7 +162,9 @@ class RingReader:
                     self._position = consumer[0] = position
                     told = position + stride
         finally:
-            self._position = consumer[0] = position
+            self._position = position
+            if not self._holds:
+                consumer[0] = position
         return delivered
 
     def _put_together(self, begin: int, length: int) -> memoryview:

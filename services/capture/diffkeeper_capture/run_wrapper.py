@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from diffkeeper.domain import errors
+from diffkeeper.domain import errors, stop_signals
 from diffkeeper_capture import call_table, program_launch, seccomp
 from diffkeeper_capture.agent_link import AgentLink, AgentSaidNo
 from diffkeeper_capture.program_launch import EXIT_OWN_FAILURE, Launch
@@ -109,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
         options.gid,
         options.bind,
         gated=not options.no_gate,
+        io_uring=options.io_uring == "allow",
     )
     # Before the fork, so that no signal is lost between it and the loop.
     relay = SignalRelay()
@@ -139,6 +140,8 @@ def run(options: argparse.Namespace) -> int:
         "gated": gate is not None,
         "root": options.root,
         "seen_at": options.bind[1] if options.bind else None,
+        "stop_signal": options.stop_signal,
+        "hard_limit": options.hard_limit,
     }
     descriptors = [] if gate is None else [gate.listener.fileno(), gate.table.descriptor]
     link = AgentLink(options.agent_socket, hello, descriptors)
@@ -243,6 +246,20 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--volume", required=True)
     parser.add_argument("--root", metavar="DIR", help="refuse when the volume is another directory than this")
     parser.add_argument("--no-gate", action="store_true", help="no filter: sync calls never wait")
+    parser.add_argument(
+        "--stop-signal", default=stop_signals.DEFAULT, metavar="NAME", help="how it is asked to end"
+    )
+    parser.add_argument(
+        "--hard-limit",
+        action="store_true",
+        help="stop the program while the probe's ring is more than half full",
+    )
+    parser.add_argument(
+        "--io-uring",
+        choices=["refuse", "allow"],
+        default="refuse",
+        help="behind the gate io_uring is refused, because its syncs cannot be held",
+    )
     parser.add_argument("--wait-for", type=int, metavar="FD", help="start the program at a word from FD")
     parser.add_argument("--cwd", metavar="DIR")
     parser.add_argument("--uid", type=int)

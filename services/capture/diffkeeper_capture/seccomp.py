@@ -2,8 +2,9 @@
 
 ``install`` puts the filter on the calling thread (and all it forks and execs) and gives the listener: a
 descriptor on which a stopped system call can be received and let go on. The only answer ever given is
-CONTINUE, so the program gets the kernel's own result: the gate delays a call, it never invents one. Only
-standard library here: the run wrapper imports it.
+CONTINUE, so the program gets the kernel's own result: the gate delays a call, it never invents one. What it could not
+delay, the syncs of io_uring, it does not let a program begin, unless that is asked for. Only standard library here: the
+run wrapper imports it.
 
 A received call waits killable only, so that a signal does not turn a long fsync into EINTR, which no program
 expects of one. That holds from the moment it is received: whoever holds the listener receives at once, also
@@ -32,6 +33,8 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 _RET_ALLOW = 0x7FFF0000
 _RET_USER_NOTIF = 0x7FC00000
+# As the kernel's own switch (kernel.io_uring_disabled) says it.
+_RET_ERRNO = 0x00050000
 
 # _IOWR('!', 0, 80), _IOWR('!', 1, 24), _IOW('!', 2, 8), _IOW('!', 4, 8) of <linux/seccomp.h>.
 _NOTIF_RECV = 0xC0502100
@@ -64,14 +67,20 @@ class Stopped:
     args: tuple[int, ...]
 
 
-def assemble(arches: tuple[int, ...]) -> bytes:
-    """The filter: notify on the sync calls of each architecture, allow everything else."""
+def assemble(arches: tuple[int, ...], *, io_uring: bool = False) -> bytes:
+    """The filter: notify on the sync calls of each architecture, refuse io_uring unless it is allowed, allow everything
+    else.
+    """
+    refused = () if io_uring else (sync_calls.IO_URING_SETUP,)
     program = [_INSTRUCTION.pack(_LD_W_ABS, 0, 0, _AT_ARCH)]
     for arch in arches:
         numbers = sorted(sync_calls.NUMBERS[arch])
-        # Over this architecture's block: the load, its jumps, and the two returns.
-        program.append(_INSTRUCTION.pack(_JMP_JEQ_K, 0, len(numbers) + 3, arch))
+        # Over this architecture's block: the load, two for each refused call, the jumps, and the two returns.
+        program.append(_INSTRUCTION.pack(_JMP_JEQ_K, 0, 2 * len(refused) + len(numbers) + 3, arch))
         program.append(_INSTRUCTION.pack(_LD_W_ABS, 0, 0, _AT_NUMBER))
+        for number in refused:
+            program.append(_INSTRUCTION.pack(_JMP_JEQ_K, 0, 1, number))
+            program.append(_INSTRUCTION.pack(_RET_K, 0, 0, _RET_ERRNO | errno.EPERM))
         for index, number in enumerate(numbers):
             program.append(_INSTRUCTION.pack(_JMP_JEQ_K, len(numbers) - index, 0, number))
         program.append(_INSTRUCTION.pack(_RET_K, 0, 0, _RET_ALLOW))
@@ -80,7 +89,7 @@ def assemble(arches: tuple[int, ...]) -> bytes:
     return b"".join(program)
 
 
-def install() -> int:
+def install(*, io_uring: bool = False) -> int:
     """Put the filter on this thread; the listener's descriptor (close-on-exec). Raises Misconfigured where
     it cannot be.
 
@@ -90,7 +99,7 @@ def install() -> int:
     machine = platform.machine()
     if machine not in _SYS_SECCOMP:
         raise _refused(f"this version knows no filter for {machine}")
-    code = assemble(sync_calls.AUDIT_ARCHES[machine])
+    code = assemble(sync_calls.AUDIT_ARCHES[machine], io_uring=io_uring)
     buffer = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: u16 length, then a pointer on its own alignment.
     program = struct.pack("@HP", len(code) // _INSTRUCTION.size, ctypes.addressof(buffer))

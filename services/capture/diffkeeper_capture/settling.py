@@ -56,6 +56,11 @@ class Settler:
         self._distrusts_content = False
         self._walks = 0
 
+    @property
+    def is_working(self) -> bool:
+        """Whether a comparison was begun and is not at its end."""
+        return self._work is not None
+
     # ---- how exact frames are
 
     def lower_floor(self) -> None:

@@ -41,8 +41,11 @@ class Shadow:
         "on_forget",
         "on_unbind",
         "sink",
+        "touched",
         "tree",
         "unmapped",
+        "unsaved",
+        "unsaved_ids",
         "unverified",
         "xattrs",
     )
@@ -60,10 +63,15 @@ class Shadow:
         # Ids whose mode and owner were guessed, because they were not there any more when they were looked
         # at.
         self.unverified: set[int] = set()
+        # Ids whose inode, or what is known of it, changed since somebody last emptied this.
+        self.touched: set[int] = set()
         # Digests of the values of extended attributes that were logged since this shadow was begun.
         self.xattrs: dict[int, dict[bytes, bytes]] = {}
         # How many deltas of content went through here; records of writes pass by.
         self.content_changes = 0
+        # What a tree kept elsewhere has not taken yet: deltas of names, and ids whose inode is another one.
+        self.unsaved: list[Delta] = []
+        self.unsaved_ids: set[int] = set()
         # Called with an id whose last name is gone, while its inode is still known.
         self.on_forget: list[Callable[[int], None]] = []
         # Called when an inode does not stand for its id any more.
@@ -91,6 +99,8 @@ class Shadow:
             self.unbind(before)
         self.by_inode[inode] = file_id
         self.inode_of[file_id] = inode
+        self.touched.add(file_id)
+        self.unsaved_ids.add(file_id)
         self.unmapped.discard(file_id)
         if generation:
             self.generation_of[file_id] = generation
@@ -101,6 +111,7 @@ class Shadow:
         return not generation or self.generation_of.setdefault(file_id, generation) == generation
 
     def unbind(self, file_id: int) -> None:
+        self.touched.add(file_id)
         inode = self.inode_of.pop(file_id, None)
         if inode is not None:
             del self.by_inode[inode]
@@ -110,6 +121,7 @@ class Shadow:
         self.guessed.discard(file_id)
         if file_id in self.tree.nodes:
             self.unmapped.add(file_id)
+            self.unsaved_ids.add(file_id)
 
     def make(
         self,
@@ -129,6 +141,7 @@ class Shadow:
         what = target if kind is trees.Kind.SYMLINK else mode & 0o7777
         self._put(Delta(_OP_OF[kind], file_id, args=(parent, name, what, uid, gid), at_us=at_us))
         self.unmapped.add(file_id)
+        self.touched.add(file_id)
         return file_id
 
     def link(self, file_id: int, parent: int, name: bytes, at_us: int) -> None:
@@ -204,6 +217,7 @@ class Shadow:
 
     def _put(self, delta: deltas.Delta) -> None:
         self.tree.apply(delta)
+        self.unsaved.append(delta)
         self.sink.add(delta)
 
     def _forget_if_gone(self, file_id: int) -> int | None:

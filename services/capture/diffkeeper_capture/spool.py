@@ -60,6 +60,14 @@ class _Segment:
             range(len(self.starts)), key, key=lambda index: (self.epochs[index], self.sequences[index])
         )
 
+    def cut(self, index: int) -> int:
+        """Forget the records from ``index`` on; how many."""
+        count = len(self.starts) - index
+        if count:
+            self.size = self.starts[index]
+            del self.epochs[index:], self.sequences[index:], self.starts[index:]
+        return count
+
     def end(self, index: int) -> int:
         return self.starts[index + 1] if index + 1 < len(self.starts) else self.size
 
@@ -162,6 +170,30 @@ class Spool:
         while len(self._segments) > 1 and self._segments[0].position(-1) <= position:
             self._segments.pop(0).path.unlink()
             self.first = self._segments[0].position(0)
+
+    def cut_after(self, position: positions.Position) -> int:
+        """Take back the frames beyond ``position``, which nobody else has seen; how many. Not while ``sync`` runs."""
+        taken = 0
+        while self._segments and self._segments[-1].after(position) == 0:
+            taken += len(self._segments[-1].starts)
+            self._segments.pop().path.unlink()
+        if self._segments:
+            taken += self._segments[-1].cut(self._segments[-1].after(position))
+        if not taken:
+            return 0
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self.first = self.last = self.durable = None
+        if self._segments:
+            newest = self._segments[-1]
+            os.truncate(newest.path, newest.size)
+            self._file = os.open(newest.path, os.O_WRONLY | os.O_CLOEXEC)
+            self.first, self.last = self._segments[0].position(0), newest.position(-1)
+            self.durable = self.last
+        self._synced = min(self._synced, self._end())
+        self._directory_dirty = True
+        return taken
 
     def places_after(self, position: positions.Position, max_bytes: int) -> list[Place]:
         """Where the frames beyond ``position`` lie, up to about ``max_bytes``, at least one

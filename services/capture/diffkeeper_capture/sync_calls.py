@@ -8,6 +8,7 @@ run wrapper imports it.
 from __future__ import annotations
 
 import os
+import struct
 from dataclasses import dataclass
 
 # <linux/audit.h>: machine | 64-bit | little-endian.
@@ -22,6 +23,16 @@ NUMBERS: dict[int, dict[int, str]] = {
     AARCH64: {81: "sync", 82: "fsync", 83: "fdatasync", 84: "sync_file_range", 227: "msync", 267: "syncfs"},
     ARM: {36: "sync", 118: "fsync", 144: "msync", 148: "fdatasync", 341: "sync_file_range", 373: "syncfs"},
 }
+# Linux AIO can ask for an fsync too.
+for _arch, _number in ((X86_64, 209), (I386, 248), (AARCH64, 2), (ARM, 246)):
+    NUMBERS[_arch][_number] = "io_submit"
+# Programs of the x32 ABI: the same table with a bit set, but for AIO, which has a number of its own.
+_X32_BIT = 0x40000000
+NUMBERS[X86_64] |= {
+    _X32_BIT | (544 if call == "io_submit" else number): call for number, call in NUMBERS[X86_64].items()
+}
+# The same everywhere. Its operations, fsync among them, are no system calls and cannot be stopped.
+IO_URING_SETUP = 425
 
 # A filter for the machine's own programs and for its 32-bit ones.
 AUDIT_ARCHES: dict[str, tuple[int, ...]] = {"x86_64": (X86_64, I386), "aarch64": (AARCH64, ARM)}
@@ -69,6 +80,8 @@ def concerns(root: Root | None, call: str, pid: int, args: tuple[int, ...]) -> b
     A path alone proves nothing, because the same directory can be mounted at two places: on the volume's own
     file system a path outside only counts when it was reached by the volume's own mount.
     """
+    if call == "io_submit":
+        return _asks_for_sync(pid, args)
     if call == "msync":
         return bool(args[2] & _MODE_SYNC)
     if root is None or call not in _ONE_FILE:
@@ -83,6 +96,36 @@ def concerns(root: Root | None, call: str, pid: int, args: tuple[int, ...]) -> b
         )
     except OSError:
         return True
+
+
+# struct iocb: data, key, flags, opcode, ... in 64 bytes; the commands IOCB_CMD_FSYNC and IOCB_CMD_FDSYNC.
+_OPCODE_AT, _SYNC_OPCODES = 16, frozenset({2, 3})
+# io_submit takes more, and then counts as a sync.
+_IOCBS_READ = 1024
+
+
+def _asks_for_sync(pid: int, args: tuple[int, ...]) -> bool:
+    """Whether one of the requests that a program hands to the kernel is an fsync."""
+    count, table = args[1], args[2]
+    if count > _IOCBS_READ:
+        return True
+    try:
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            pointers = _read(memory.fileno(), table, 8 * count)
+            for (address,) in struct.iter_unpack("=Q", pointers):
+                (opcode,) = struct.unpack("=H", _read(memory.fileno(), address + _OPCODE_AT, 2))
+                if opcode in _SYNC_OPCODES:
+                    return True
+    except (OSError, OverflowError):
+        return True
+    return False
+
+
+def _read(memory: int, address: int, size: int) -> bytes:
+    data = os.pread(memory, size, address)
+    if len(data) != size:
+        raise OSError("the program's memory ends there")
+    return data
 
 
 def _mount_of(fdinfo: str) -> int:

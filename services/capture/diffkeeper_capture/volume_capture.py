@@ -9,6 +9,7 @@ own thread; only reading, hashing and fsync are given to threads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,20 +17,26 @@ from typing import Any
 
 import structlog
 
-from diffkeeper.domain import errors, frames, trees
+from diffkeeper.domain import clocks, errors, frames, trees
 from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.log.event_log import EventLog
 from diffkeeper_capture import records, write_lanes
 from diffkeeper_capture.drain_loop import DrainLoop
 from diffkeeper_capture.durability import Durability
-from diffkeeper_capture.framer import Framer
+from diffkeeper_capture.framer import NO_FLAGS, Framer
 from diffkeeper_capture.gate import Call, Gate
 from diffkeeper_capture.gate_socket import Program
+from diffkeeper_capture.held_writes import Held, HeldWrites
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.patient_barriers import PatientBarriers
 from diffkeeper_capture.publisher import Publisher
+from diffkeeper_capture.resume_journal import ResumeJournal
+from diffkeeper_capture.resume_marks import Marks
+from diffkeeper_capture.resuming import Recollection
 from diffkeeper_capture.shipper import Shipper
+from diffkeeper_capture.source_sampler import SourceSampler
 from diffkeeper_capture.spool import Spool
+from diffkeeper_capture.stalls import Facts, StallWatch
 from diffkeeper_capture.tree_keeper import TreeKeeper
 from diffkeeper_capture.volume_order import Order, VolumeFiles
 from diffkeeper_capture.volume_recovery import Beginning, Start
@@ -62,6 +69,7 @@ class Parts:
     publisher: Publisher
     durability: Durability
     shipper: Shipper
+    keeper: TreeKeeper
     log: EventLog
 
 
@@ -119,7 +127,39 @@ class VolumeCapture:
         self._comparing = asyncio.Lock()
         # Set while what the log says is known to be what the directory is.
         self._whole = asyncio.Event()
-        self._keeper = TreeKeeper(files.tree_state, parts.shipper, parts.start.saved)
+        self._keeper = parts.keeper
+        self._slot = -1
+        self._marks: Marks | None = None
+        self._held: HeldWrites | None = None
+        self._sampler = SourceSampler(parts.observer)
+        self.stalls = StallWatch()
+
+    def hold_writes(self, slot: int, kernel: Held) -> None:
+        """Programs behind the gate are stopped after writes that are durable by flag."""
+        self._held = HeldWrites(slot, self.gate, kernel, self._catch_up)
+        self.observer.on_held = self._held.arrive
+        self._held.look()
+
+    def look_for_held(self) -> None:
+        if self._held is not None and self._is_taking:
+            self._held.look()
+
+    def watched_as(self, slot: int, *, is_kept: bool) -> None:
+        """The exact probe watches the directory under this slot, with a ring that a successor may go on with."""
+        assert self._drain is not None, "the exact probe watches"
+        self._slot = slot
+        if self._start.mark is not None:
+            self._drain.keep_for(slot, self._start.mark.at)
+        else:
+            self._drain.add(slot, self)
+        journal = ResumeJournal(self.files.resume_journal)
+        if self._start.mark is None:
+            journal.break_off()
+        if not is_kept:
+            return
+        self._marks = self.shipper.marks = Marks(
+            self.order.volume, journal, Recollection(self.observer), self._drain, slot, self.framer
+        )
 
     async def run(self) -> None:
         """Capture until cancelled, or until it cannot go on: then ``state`` and ``error`` say why."""
@@ -136,6 +176,7 @@ class VolumeCapture:
                 if self._watch is not None:
                     group.create_task(self._collect(self._watch), name="watch")
                 await self._begin()
+                self._begin_marks()
                 self._whole.set()
                 self.state = "capturing"
         except* errors.DiffKeeperError as group_of_errors:
@@ -146,6 +187,11 @@ class VolumeCapture:
             self._end(
                 errors.DiffKeeperError(f"capture failed: {_first(group_of_errors)!r}", reason="internal")
             )
+
+    def _begin_marks(self) -> None:
+        if self._marks is not None and not self._marks.is_on:
+            self._cut()
+            self._marks.begin()
 
     async def _fail_when_broken(self) -> None:
         await self._broken.wait()
@@ -188,6 +234,9 @@ class VolumeCapture:
             case Beginning.FIRST_SIGHT:
                 await self._first_sight()
                 return
+            case Beginning.RESUME:
+                await self._resume()
+                return
             case Beginning.COMPARE:
                 cause = ""
             case Beginning.RESTART:
@@ -202,6 +251,19 @@ class VolumeCapture:
             self.progress["done"] = True
         else:
             self._end_base()
+
+    async def _resume(self) -> None:
+        """Go on where a killed predecessor left off: what it had not kept waits in the ring."""
+        mark = self._start.mark
+        assert mark is not None and self._marks is not None and self._drain is not None, "so it was found"
+        self.progress["done"] = True
+        self._marks.go_on(mark)
+        await self._drain.join(self._slot, self, mark.lost)
+        _log.info(
+            "went on where the agent before was killed",
+            volume=self.order.volume,
+            position=str(mark.tip.position),
+        )
 
     async def _first_sight(self) -> None:
         scan = self.observer.scan_base() if self._watch is None else self._watch.scan_base(self.observer)
@@ -220,23 +282,25 @@ class VolumeCapture:
             async with self._comparing:
                 for _ in watch.collect(self.observer):
                     await self._breathe()
-            self._ship(self.framer.cut())
+            self._cut()
 
     def _end_base(self) -> None:
-        self._ship(self.framer.cut(frames.Flag.BASE_END))
+        self._cut(frames.Flag.BASE_END)
         self.progress["done"] = True
         self.files.write_reign(self.order, based=True)
 
     async def _breathe(self) -> None:
         """Between two steps of a comparison: ship, let others work, stay close to the stream."""
         self._ship(self.framer.take())
+        with contextlib.suppress(errors.Transient):  # tried again, and told, by ``_keep``
+            self._keeper.feed()
         await asyncio.sleep(0)
         while self.shipper.is_choked or self.publisher.behind_bytes > BASE_AHEAD_BYTES:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
     async def _settle(self) -> None:
         while not self.observer.settle(self._catch_up()):
-            self._ship(self.framer.cut())
+            self._cut()
             await self._breathe()
 
     async def _keep(self) -> None:
@@ -245,15 +309,26 @@ class VolumeCapture:
             await asyncio.to_thread(self.observer.reader.check_root)
             self._settle_gap()
             self._ship_stores()
-            since = self.spool.bytes_after(self._keeper.saved)
-            if self._whole.is_set() and self._keeper.is_due(self.framer.tip.position, since):
-                self.save()
+            try:
+                await self._keep_tree()
+            except errors.Transient as error:
+                # The spool keeps what leads to the tree that is kept, so nothing but room depends on it.
+                _log.warning(
+                    "the tree could not be kept; tried again", reason=error.reason, error=error.message
+                )
+
+    async def _keep_tree(self) -> None:
+        while self._keeper.feed():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        since = self.spool.bytes_after(self._keeper.saved)
+        if self._whole.is_set() and self._keeper.is_due(self.framer.tip.position, since) and self.save():
+            await asyncio.to_thread(self._keeper.sync)
 
     def _ship_stores(self) -> None:
         """What was stored through mappings, so that a program that never syncs is not behind for ever."""
         if self._is_taking and self._whole.is_set() and self.observer.mapped:
             self.observer.log_stores()
-            self._ship(self.framer.cut())
+            self._cut()
 
     @property
     def is_exact(self) -> bool:
@@ -304,9 +379,13 @@ class VolumeCapture:
             and not self.framer.is_packing  # full frames are on their way: the next may fill up too
             and self.framer.oldest_pending_age() >= self._due_us()
         ):
-            self._ship(self.framer.cut())
+            self._cut()
         else:
+            if self._marks is not None:
+                self._marks.close_group(is_due=self.framer.oldest_pending_age() >= self._due_us())
             self._ship(self.framer.take())
+        if self._marks is not None and not self.framer.pending and self.shipper.is_idle:
+            self._marks.idle()
         return not settled or self.framer.pending > 0 or self.framer.is_packing
 
     def _due_us(self) -> float:
@@ -342,6 +421,21 @@ class VolumeCapture:
         if sealed:
             self.shipper.ship(sealed)
 
+    def _cut(self, flags: frames.Flag = NO_FLAGS, successor: str = "") -> None:
+        """Everything observed so far, in frames that are shipped."""
+        sealed = self.framer.cut(flags, successor)
+        if self._marks is not None:
+            self._marks.closed()
+        self._ship(sealed)
+
+    def needed_from(self) -> int:
+        assert self._drain is not None, "a loop asks"
+        return (
+            self._marks.at
+            if self._marks is not None and self._marks.is_on
+            else self._drain.position_of(self._slot)
+        )
+
     def _note_gap(self, cause: str) -> None:
         self.gap_open = True
         self.last_gap = {
@@ -362,9 +456,9 @@ class VolumeCapture:
                 for _ in self._watch.barrier(self.observer):
                     await self._breathe()
         while not self.observer.before_barrier(self._catch_up()):
-            self._ship(self.framer.cut())
+            self._cut()
             await asyncio.sleep(0)
-        self._ship(self.framer.cut(frames.Flag.BARRIER))
+        self._cut(frames.Flag.BARRIER)
         self.shipper.sync_soon()
         return self.framer.tip
 
@@ -386,6 +480,46 @@ class VolumeCapture:
                 confirmed=str(self.durability.remote()),
             ) from error
 
+    def look_for_stalls(self, *, is_probe_silent: bool) -> None:
+        """About once a second: is anything behind that does not move?"""
+        if self.state != "capturing" or not self._is_taking:
+            self.stalls.alarms.clear()
+            return
+        # What is compared or settled just now is not in the log yet, and known not to be.
+        is_settled = self._whole.is_set() and not self.observer.is_doubtful
+        captured_us = clocks.to_micros(self.framer.stamp)
+        framer, drain = self.framer, self._drain
+        facts = Facts(
+            produced=0 if drain is None else drain.produced,
+            consumed=0 if drain is None else drain.position_of(self._slot),
+            is_probe_silent=is_probe_silent and drain is not None,
+            source_us=self._sampler.newest_unseen_us(captured_us) if is_settled else None,
+            pending_s=framer.oldest_pending_age() / 1e6
+            if framer.pending and framer.changes_something
+            else 0.0,
+            captured=framer.tip.position,
+            stored=self.durability.stored,
+            confirmed=self.durability.by_site(),
+        )
+        before = {(alarm.reason, alarm.site) for alarm in self.stalls.alarms}
+        for alarm in self.stalls.look(facts, time.time_ns() // 1000):
+            if (alarm.reason, alarm.site) not in before:
+                _log.error(
+                    alarm.message, volume=self.order.volume, alarm=alarm.reason, since_us=alarm.since_us
+                )
+
+    async def tell(self, level: Level, timeout_s: float) -> dict[str, Any]:
+        """How safe everything written so far is, after waiting for the level at most so long."""
+        tip = await self.cut_barrier(())
+        is_safe = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.durability.reach(tip, level)
+        except TimeoutError:
+            is_safe = self.durability.meets(tip.position, level)
+        receipt = self.durability.receipt(tip, level).to_dict()
+        return {"safe": is_safe, **receipt, "since_us": receipt["since_us"] if is_safe else None}
+
     async def _until_whole(self) -> None:
         await self._whole.wait()
         if self.error is not None:
@@ -399,12 +533,22 @@ class VolumeCapture:
         tip = self.framer.tip
         return self.observer.state(self.order.volume, tip.position, tip.hash, self.framer.stamp)
 
-    def save(self) -> None:
-        """Keep the tree as it is now, unless something has to be compared first or waits for the spool."""
-        if self.observer.settle(self._catch_up()):
-            self._ship(self.framer.cut())
-            if not self.shipper.is_choked and self.spool.last == self.framer.tip.position:
-                self._keeper.save(self.tree_state())
+    def save(self) -> bool:
+        """Keep the tree as it is now, unless something has to be compared first or waits for the spool; whether it
+        was.
+        """
+        if not self.observer.settle(self._catch_up()):
+            return False
+        self._cut()
+        tip = self.framer.tip
+        if self.shipper.is_choked or self.spool.last != tip.position or self.framer.is_packing:
+            return False
+        prints = self.observer.take_prints()
+        self._keeper.commit(tip.position, tip.hash, self.framer.stamp, prints, self.tree_state)
+        self.observer.shadow.touched.clear()
+        if self._marks is not None:
+            self._marks.begin_anew()
+        return True
 
     @property
     def is_ended(self) -> bool:
@@ -412,7 +556,7 @@ class VolumeCapture:
 
     def end_epoch(self, flags: frames.Flag, successor: str) -> None:
         """Cut the last frame of the reign; nothing is captured after it. The caller has drained."""
-        self._ship(self.framer.cut(flags, successor))
+        self._cut(flags, successor)
         self.shipper.sync_soon()
         self.state = "released"
         self._stop_taking()
@@ -420,7 +564,12 @@ class VolumeCapture:
     def close(self) -> None:
         if self._watch is not None:
             self._watch.close()
+        if self._marks is not None:
+            self._marks.close()
+        if self._held is not None:
+            self._held.close()
         self.observer.close()
+        self._keeper.close()
         self.spool.close()
 
 

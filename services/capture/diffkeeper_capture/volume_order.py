@@ -1,7 +1,7 @@
 """What an agent is told to capture, and what it keeps of that on its own disk.
 
 Below ``DIR/volumes/VOLUME/``: ``capture.json`` (the reign: which epoch, what it continues), ``tree.state``
-(the tree at a frame that is still in the spool or just before it) and ``spool/``. Tree and spool together
+(the tree at a frame that is still in the spool or just before it), ``resume.journal`` and ``spool/``. Tree and spool together
 give the tree at the end of the log after the agent died, so the spool keeps every frame behind the saved
 tree.
 """
@@ -33,6 +33,8 @@ class Order:
     policy: UnmetPolicy
     tree_state: Path | None
     probe: str  # auto, bpf or watch
+    # The sites that are to hold a replica: until one of them confirms, nothing counts as safe beyond this site.
+    replicas: tuple[str, ...] = ()
 
 
 class Reign(msgspec.Struct, frozen=True):
@@ -55,8 +57,12 @@ class VolumeFiles:
         return self.directory / "spool"
 
     @property
-    def tree_state(self) -> Path:
-        return self.directory / "tree.state"
+    def tree_store(self) -> Path:
+        return self.directory / "tree.db"
+
+    @property
+    def resume_journal(self) -> Path:
+        return self.directory / "resume.journal"
 
     def ended_tree_state(self, epoch: int) -> Path:
         """The tree at the end of a reign, for whoever goes on."""

@@ -1,20 +1,22 @@
 """From an order, the spool and the stream to the point at which capture goes on.
 
-Three ways to begin: a *first sight* (no log yet: read everything as its base), a *takeover* (a tree was
+Four ways to begin: a *first sight* (no log yet: read everything as its base), a *takeover* (a tree was
 handed over at the parent: nothing to read after a promotion, compare by fingerprint after a time unwatched),
-and a *restart* (our own epoch has frames: the agent died). After a restart the tree is the last one saved
-plus the names in the frames behind it, which are all in the spool; then everything is compared by
-fingerprint, and the log says by a gap that nobody watched.
+a *restart* (our own epoch has frames: the agent died), and a *resumption* (it died, and the ring went on without
+it). After both of these the tree is the last one saved plus the names in the frames behind it, which are all in the
+spool. A resumption goes on from the predecessor's last mark as if nothing had been; after a restart everything is
+compared by fingerprint, and the log says by a gap that nobody watched.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diffkeeper.domain import deltas, errors, frames, positions, trees
-from diffkeeper_capture import volume_state
+from diffkeeper.tree_store import TreeStore
+from diffkeeper_capture import resume_journal, volume_state
 from diffkeeper_capture.spool import Spool
 from diffkeeper_capture.volume_order import Order, VolumeFiles
 
@@ -25,6 +27,7 @@ class Beginning(enum.Enum):
     FIRST_SIGHT = "first sight"
     TRUST = "trust"  # the tree is what the directory is
     COMPARE = "compare"  # it may have changed unwatched, in order
+    RESUME = "resume"  # it was watched all the time, and what is not in the log is in the ring
     RESTART = "restart"  # it may have changed unwatched while it was ours to watch
 
 
@@ -38,29 +41,70 @@ class Start:
     state: trees.TreeState | None
     # Whether the log has the whole first sight.
     based: bool
-    # Where the tree that a restart begins with stands.
-    saved: positions.Position
+    # The tree that a restart begins with, to be kept up to date and closed by whoever goes on.
+    store: TreeStore
+    # What leads from there to ``state``.
+    unsaved: list[deltas.Delta] = field(default_factory=list)
+    # Of a resumption: where in the ring, and what to know.
+    mark: resume_journal.Mark | None = None
+    memories: list[resume_journal.Memory] = field(default_factory=list)
 
 
-async def find_start(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) -> Start:
+@dataclass(frozen=True, slots=True)
+class Resumable:
+    """What a predecessor left of a volume; the ring is still there, and has watched the directory since."""
+
+    mark: resume_journal.Mark
+    memories: list[resume_journal.Memory]
+
+
+def take_back(order: Order, spool: Spool, resumable: Resumable | None) -> Resumable | None:
+    """Drop from the spool what no mark follows, which nobody has seen; None when the spool does not lead to the mark."""
+    if resumable is None or resumable.mark.tip.position.epoch != order.epoch:
+        return None
+    tip = resumable.mark.tip
+    kept = spool.find(tip.position)
+    if kept is None or kept.hash != tip.hash:
+        return None
+    spool.cut_after(tip.position)
+    return resumable
+
+
+async def find_start(
+    order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip, resumable: Resumable | None = None
+) -> Start:
     """``tip`` is where stream and spool end. Reads in a thread; raises Corrupt when no tree can be had."""
     if tip.position.epoch == order.epoch:
-        return await asyncio.to_thread(_restart, order, files, spool, tip)
+        start = await asyncio.to_thread(_restart, order, files, spool, tip)
+        # A stream that goes beyond the mark has what the ring would give once more.
+        if resumable is not None and resumable.mark.tip == tip and start.based:
+            start.beginning = Beginning.RESUME
+            start.mark, start.memories = resumable.mark, resumable.memories
+        return start
     start = await asyncio.to_thread(_begin, order, files)
-    # From here on a restart finds the tree at the parent, whatever happens to the file that was handed over.
-    state = start.state or trees.TreeState(
-        order.volume, order.parent.position, order.parent.hash, 0, trees.Tree(), {}, {}
-    )
-    await asyncio.to_thread(files.directory.mkdir, parents=True, exist_ok=True)
-    await asyncio.to_thread(volume_state.save, files.tree_state, state)
     await asyncio.to_thread(files.write_reign, order, based=start.based)
     return start
 
 
 def _begin(order: Order, files: VolumeFiles) -> Start:
+    state = _given(order)
+    # From here on a restart finds the tree at the parent, whatever happens to the file that was handed over.
+    files.directory.mkdir(parents=True, exist_ok=True)
+    if state is None:
+        empty = trees.TreeState(order.volume, order.parent.position, order.parent.hash, 0, trees.Tree(), {})
+        store = TreeStore.create(files.tree_store, empty)
+        return Start(Beginning.FIRST_SIGHT, order.parent, 0, None, False, store)
+    assert order.tree_state is not None, "a state was given by a file"
+    beginning = Beginning.COMPARE if files.is_ours(order.tree_state) else Beginning.TRUST
+    store = TreeStore.create(files.tree_store, state)
+    return Start(beginning, order.parent, state.stamp, state, True, store)
+
+
+def _given(order: Order) -> trees.TreeState | None:
+    """What was handed over at the parent; None for a volume that has no log yet."""
     if order.tree_state is None:
         if order.parent.position == positions.START:
-            return Start(Beginning.FIRST_SIGHT, order.parent, 0, None, False, order.parent.position)
+            return None
         raise _no_tree(order, "none was given")
     state = volume_state.load(order.tree_state)
     if state is None:
@@ -69,23 +113,31 @@ def _begin(order: Order, files: VolumeFiles) -> Start:
         raise _no_tree(order, f"{order.tree_state} is of {state.position}")
     if state.volume != order.volume:
         raise _no_tree(order, f"{order.tree_state} is of volume {state.volume}")
-    beginning = Beginning.COMPARE if files.is_ours(order.tree_state) else Beginning.TRUST
-    return Start(beginning, order.parent, state.stamp, state, True, order.parent.position)
+    return state
 
 
 def _restart(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) -> Start:
     reign = files.read_reign()
-    state = volume_state.load(files.tree_state)
-    if state is None or reign is None or reign.epoch != order.epoch:
+    if reign is None or reign.epoch != order.epoch or not files.tree_store.exists():
         raise _no_tree(order, f"{files.directory} does not hold this epoch's")
-    based = reign.based
+    store = TreeStore.open(files.tree_store)
+    try:
+        return _go_on(order, store, reign.based, spool, tip)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _go_on(order: Order, store: TreeStore, based: bool, spool: Spool, tip: frames.Tip) -> Start:
+    """From the tree that was kept, by the names in the frames behind it."""
+    state, unsaved = store.load(), []
     at = frames.Tip(state.position, state.frame_hash)
     for frame in spool.frames_after(state.position):
         if frame.position > tip.position:
             break
         if frames.follows(at, frame) is not frames.Follows.NEXT:
             raise _no_tree(order, f"the spool does not continue {at.position}")
-        _replay_names(state, frame)
+        unsaved += _replay_names(state, frame)
         based = based or bool(frame.header.flags & frames.Flag.BASE_END)
         at = frames.Tip(frame.position, frame.hash)
         state.stamp = max(state.stamp, frame.header.last)
@@ -95,16 +147,17 @@ def _restart(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) ->
         file_id: identity for file_id, identity in state.identities.items() if file_id in state.tree.nodes
     }
     state.identities = known
-    return Start(Beginning.RESTART, tip, state.stamp, state, based, state.position)
+    return Start(Beginning.RESTART, tip, state.stamp, state, based, store, unsaved)
 
 
-def _replay_names(state: trees.TreeState, frame: frames.Frame) -> None:
+def _replay_names(state: trees.TreeState, frame: frames.Frame) -> list[deltas.Delta]:
     columns = frame.columns()
     if not columns.args:
-        return  # only content
-    for delta in columns:
-        if delta.op in _NAMES:
-            state.tree.apply(delta)
+        return []  # only content
+    names = [delta for delta in columns if delta.op in _NAMES]
+    for delta in names:
+        state.tree.apply(delta)
+    return names
 
 
 def _no_tree(order: Order, why: str) -> errors.Corrupt:

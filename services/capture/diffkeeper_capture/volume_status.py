@@ -36,6 +36,16 @@ def of(capture: VolumeCapture) -> dict[str, Any]:
         "stored": str(durability.stored),
         "confirmed": {site: str(position) for site, position in sorted(durability.confirmed.items())},
         "lag": _lag(capture, captured, now_us),
+        "replicas": {
+            site: _behind(capture, position, captured, now_us)
+            for site, position in sorted(durability.by_site().items())
+        },
+        "spool": {
+            "bytes": capture.spool.bytes_kept,
+            "max_bytes": capture.spool.max_bytes,
+            "held_once": capture.shipper.is_held_once,
+        },
+        "alarms": [alarm.to_dict() for alarm in capture.stalls.alarms],
         "barriers": {"total": capture.gate.total, "waiting": capture.gate.waiting()[:WAITING_SHOWN]},
         "gaps": {"open": capture.gap_open, "total": framer.gaps, "last": capture.last_gap},
         "lost_records": capture.lost_records,
@@ -44,15 +54,24 @@ def of(capture: VolumeCapture) -> dict[str, Any]:
     }
 
 
-def _lag(capture: VolumeCapture, captured: positions.Position, now_us: int) -> dict[str, int]:
+def _lag(capture: VolumeCapture, captured: positions.Position, now_us: int) -> dict[str, Any]:
     """What the loss of this site (with no other known: of this node) would cost now."""
-    safe = capture.durability.safe()
+    lag = _behind(capture, capture.durability.safe(), captured, now_us)
+    return {key: lag[key] for key in ("frames", "bytes", "ms")}
+
+
+def _behind(
+    capture: VolumeCapture, safe: positions.Position, captured: positions.Position, now_us: int
+) -> dict[str, Any]:
+    """What is captured here and lies beyond a position, which another holder has."""
     pending = capture.framer.pending
-    oldest_us = capture.durability.oldest_unsafe_us()
+    oldest_us = capture.durability.oldest_beyond_us(safe)
     ages = [now_us - oldest_us] if oldest_us is not None else []
     ages += [capture.framer.oldest_pending_age()] if pending else []
+    same = captured.epoch == safe.epoch or not safe.epoch
     return {
-        "frames": captured.sequence - safe.sequence + (1 if pending else 0),
+        "position": str(safe),
+        "frames": (captured.sequence - safe.sequence if same else captured.sequence) + (1 if pending else 0),
         "bytes": capture.spool.bytes_after(safe) + capture.framer.pending_bytes,
         "ms": max(0, max(ages, default=0)) // 1000,
     }

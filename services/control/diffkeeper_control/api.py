@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from diffkeeper import __version__, http
-from diffkeeper.domain import errors
+from diffkeeper.domain import errors, stop_signals
 from diffkeeper_control import (
     admissions,
     door_orders,
@@ -57,6 +57,9 @@ class RunBody(AttachBody, kw_only=True):
     cwd: str | None = None
     uid: int | None = None
     gid: int | None = None
+    stop_signal: str = stop_signals.DEFAULT
+    io_uring: bool = False
+    hard_limit: bool = False
     front_door: DoorBody | None = None
 
 
@@ -77,6 +80,13 @@ class FailoverBody(Body, kw_only=True):
     durability: str | None = None
     grace_s: float = 10.0
     timeout_s: float = 60.0
+
+
+class MergeBody(Body, kw_only=True):
+    # None: all of the branch.
+    paths: list[str] = []
+    # A new or empty directory; null: the main line.
+    to: str | None = None
 
 
 class DrillBody(Body, kw_only=True):
@@ -128,6 +138,10 @@ class Api:
                 web.post("/v1/volumes/{volume}/start-program", self.start_program),
                 web.post("/v1/volumes/{volume}/failover", self.failover),
                 web.get("/v1/volumes/{volume}/log", self.log),
+                web.get("/v1/volumes/{volume}/branches", self.branches),
+                web.get("/v1/volumes/{volume}/branches/{branch}", self.branch),
+                web.post("/v1/volumes/{volume}/branches/{branch}/merge", self.merge_branch),
+                web.post("/v1/volumes/{volume}/branches/{branch}/drop", self.drop_branch),
                 web.route("*", "/v1/volumes/{volume}/history", self._service.history_reader.pass_on),
                 web.route(
                     "*", "/v1/volumes/{volume}/history/{tail:.*}", self._service.history_reader.pass_on
@@ -158,7 +172,16 @@ class Api:
         body = await http.read_body(request, RunBody)
         if not body.argv:
             raise errors.Refused("argv is empty", reason="bad-request", hint="name a program after --")
-        command = Command(argv=body.argv, env=body.env, cwd=body.cwd, uid=body.uid, gid=body.gid)
+        command = Command(
+            argv=body.argv,
+            env=body.env,
+            cwd=body.cwd,
+            uid=body.uid,
+            gid=body.gid,
+            stop_signal=stop_signals.parse(body.stop_signal),
+            io_uring=body.io_uring,
+            hard_limit=body.hard_limit,
+        )
         door = (
             None if body.front_door is None else door_orders.Asked(**msgspec.structs.asdict(body.front_door))
         )
@@ -231,6 +254,26 @@ class Api:
         )
         return http.json_response(rows)
 
+    async def branches(self, request: web.Request) -> web.Response:
+        name = _volume(request)
+        found = await self._service.branch_merges.every(name)
+        return http.json_response({"volume": name, "branches": found})
+
+    async def branch(self, request: web.Request) -> web.Response:
+        query = {key: value for key, value in request.query.items() if key in ("path", "content")}
+        found = await self._service.branch_merges.compared(_volume(request), _branch(request), query)
+        return http.json_response(found)
+
+    async def merge_branch(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, MergeBody)
+        return http.json_response(
+            await self._service.branch_merges.merge(_volume(request), _branch(request), body.paths, body.to)
+        )
+
+    async def drop_branch(self, request: web.Request) -> web.Response:
+        await http.read_body(request, EmptyBody)
+        return http.json_response(await self._service.branch_merges.drop(_volume(request), _branch(request)))
+
     async def drill(self, request: web.Request) -> web.Response:
         body = await http.read_body(request, DrillBody)
         name, drills = _volume(request), self._service.drills
@@ -290,6 +333,10 @@ class Api:
 
 def _volume(request: web.Request) -> str:
     return request.match_info["volume"]
+
+
+def _branch(request: web.Request) -> str:
+    return request.match_info["branch"]
 
 
 def _wait_s(request: web.Request) -> float:

@@ -18,6 +18,7 @@ import msgspec
 
 from diffkeeper import atomic_files, nats_server
 from diffkeeper.domain import errors, volumes
+from diffkeeper_control import storage_notes
 
 HOST = "127.0.0.1"
 
@@ -141,6 +142,7 @@ class Deployment(msgspec.Struct):
     sites: dict[str, Site]
     control_port: int
     control: Control | None = None
+    storage: storage_notes.Storage | None = None
     door: DoorNote | None = None
 
 

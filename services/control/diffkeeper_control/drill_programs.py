@@ -49,9 +49,9 @@ def rehearse(volume: registry.Volume, site: str, clone: Path, port: int) -> Rehe
         paths={**volume.paths, site: str(clone)},
         door=None if door is None else msgspec.structs.replace(door, ports={**door.ports, site: port}),
     )
+    # Without the mark by which a site's own programs are found when it is killed.
     start = programs.at(there, site, "", command)
     env = {**start.env, clones.CLONE: str(clone), DRILL: "1"}
-    env.pop(programs.GATE, None)  # by it a site's own programs are found when it is killed
     argv = start.argv
     if command.uid not in (None, os.getuid()) or command.gid not in (None, os.getgid()):
         argv = ["setpriv", *_identity(command), "--clear-groups", "--", *argv]

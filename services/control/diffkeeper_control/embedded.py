@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import structlog
 
-from diffkeeper import atomic_files, nats_server
+from diffkeeper import atomic_files, nats_server, pins
 from diffkeeper import settings as daemon_settings
 from diffkeeper.domain import errors
 from diffkeeper_control import deployment, processes, settings
@@ -107,6 +107,7 @@ class Embedded:
         async with self._changing[site]:
             self._mark(site, stopped=True)
             await self._stop_children(site)
+            pins.remove(self.layout.capture(site))
             await self.clients[site].close()
 
     async def kill_site(self, site: str, programs: set[processes.ProcessId]) -> list[int]:
@@ -123,6 +124,8 @@ class Embedded:
             killed += await processes.kill_all(left)
             for child in children:
                 child.forget_process()
+            # Of a machine that lost its power the kernel would have nothing either.
+            pins.remove(self.layout.capture(site))
             await self.clients[site].close()
         return sorted(set(killed))
 
@@ -134,6 +137,7 @@ class Embedded:
                 if isinstance(outcome, BaseException):
                     raise outcome
         for site in self.sites:
+            pins.remove(self.layout.capture(site))
             await self.clients[site].close()
 
     async def leave_all(self) -> None:

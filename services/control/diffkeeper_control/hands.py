@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from diffkeeper.domain import errors, frames, positions, volumes
-from diffkeeper_control import failover, fencing, programs, registry, roles, streams
+from diffkeeper_control import failover, fencing, left_directories, programs, registry, roles, streams
 from diffkeeper_control.door_keeper import DoorKeeper
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.failover import Do, Failover, Phase
@@ -223,27 +223,25 @@ class SiteHands:
         )
         if not machine.planned:  # else prepare has made sure of them
             await self._ensure_streams(plan.volume, plan.target)
-        await self._embedded.clients[plan.target].agent.attach(plan.volume, roles.attach_body(volume))
+        await self._embedded.clients[plan.target].agent.attach(
+            plan.volume, roles.attach_body(volume, self._embedded.sites)
+        )
         return failover.Attached()
 
     def _leave_old_directory(self, volume: Volume, machine: Failover) -> Volume:
-        """Where the old leader follows from now on: in its own directory after a handover, else in a new one.
+        """How the old leader follows from now on, in its own directory: after a handover it stands at the end, else it is
+        taken back first.
 
-        A leader that died may have written more than the log holds, and nobody knows what: that directory is
-        kept.
+        A leader that died may have written more than the log holds, and nobody knows what: that becomes a branch.
         """
         plan = machine.plan
         if machine.handover is not None:
             tree = Resume(point=_kept(machine.handover), tree_state=machine.handover_tree_state)
             return msgspec.structs.replace(volume, tree_states={**volume.tree_states, plan.leader: tree})
-        orphan = registry.Orphan(
-            site=plan.leader,
-            epoch=plan.old_epoch,
-            path=volume.paths[plan.leader],
-            since_us=time.time_ns() // 1000,
+        reclaim = registry.Reclaim(
+            epoch=plan.old_epoch, path=volume.paths[plan.leader], since_us=time.time_ns() // 1000
         )
-        replica = self._embedded.layout.replica(plan.leader, plan.volume, machine.epoch)
-        return registry.with_orphan(volume, orphan, str(replica))
+        return registry.with_reclaim(volume, plan.leader, reclaim)
 
     async def _start(self, machine: Failover) -> failover.Event:
         plan = machine.plan
@@ -260,13 +258,14 @@ class SiteHands:
         """Have the site's agent start the volume's program; its process number. Nothing is started twice."""
         volume = self._registry.get(name)
         assert volume.command is not None, "a program is started only where one was registered"
-        agent = self._embedded.clients[site].agent
-        status = await agent.volume(name)
-        program = (status or {}).get("program")
-        if program and program.get("running"):
-            return int(program["pid"])
         gate = str(self._embedded.layout.gate(site))
-        answer = await agent.start(name, programs.start_body(volume, site, gate, volume.command))
+        body = programs.start_body(volume, site, gate, volume.command)
+        try:
+            answer = await self._embedded.clients[site].agent.start(name, body)
+        except errors.Refused as refusal:
+            if refusal.reason != "program-running":
+                raise
+            answer = refusal.facts  # it was started before
         return int(answer["pid"])
 
     async def _follow(self, machine: Failover) -> failover.Event:
@@ -275,7 +274,7 @@ class SiteHands:
         telling = [
             self.tell_role(volume.name, site)
             for site in self._embedded.sites
-            if not self._embedded.is_stopped(site)
+            if not self._embedded.is_stopped(site) and not left_directories.is_pending(volume, site)
         ]
         for outcome in await asyncio.gather(*telling, return_exceptions=True):
             if isinstance(outcome, errors.DiffKeeperError):
@@ -287,12 +286,22 @@ class SiteHands:
     async def tell_role(self, name: str, site: str) -> None:
         """Order a site's replicator to do its part; once it does, its tree's file is its own business."""
         volume = self._registry.get(name)
+        if left_directories.is_pending(volume, site):
+            client = self._embedded.clients[site]
+            gate = str(self._embedded.layout.gate(site))
+            volume = self._registry.put(await left_directories.surrender(volume, site, client, gate))
         status = await self._embedded.clients[site].replicator.put_role(name, roles.wanted(volume, site))
         self._monitor.take_replica(site, name, status)
         volume = self._registry.get(name)
         if site in volume.tree_states and site != volume.leader:
             kept = {other: tree for other, tree in volume.tree_states.items() if other != site}
             self._registry.put(msgspec.structs.replace(volume, tree_states=kept))
+
+    def keep_apart(self, name: str, site: str) -> None:
+        """What a site's leader left cannot be taken back: it stays as it is, and the replica is built in a new place."""
+        volume = self._registry.get(name)
+        replica = self._embedded.layout.replica(site, name, volume.epoch)
+        self._registry.put(registry.without_reclaim(volume, site, str(replica)))
 
     async def _restore(self, machine: Failover) -> failover.Event:
         """Give the volume back to its old leader, whose program may or may not have been stopped."""
@@ -331,7 +340,9 @@ class SiteHands:
                 resume=Resume(point=parent, tree_state=tree_state),
             )
         )
-        await self._embedded.clients[plan.leader].agent.attach(plan.volume, roles.attach_body(volume))
+        await self._embedded.clients[plan.leader].agent.attach(
+            plan.volume, roles.attach_body(volume, self._embedded.sites)
+        )
 
     async def _ensure_streams(self, volume: str, leader: str) -> None:
         running = [site for site in self._embedded.sites if not self._embedded.is_stopped(site)]

@@ -17,7 +17,16 @@ import msgspec
 import structlog
 
 from diffkeeper.domain import errors, positions, receipts
-from diffkeeper_control import admissions, door_keeper, door_orders, programs, registry, roles, streams
+from diffkeeper_control import (
+    admissions,
+    door_keeper,
+    door_orders,
+    programs,
+    registry,
+    resting,
+    roles,
+    streams,
+)
 from diffkeeper_control.door_keeper import DoorKeeper
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.hands import SiteHands
@@ -207,7 +216,9 @@ class Lifecycle:
                 await self._attach(volume)
 
     async def _attach(self, volume: Volume) -> None:
-        await self._embedded.clients[volume.leader].agent.attach(volume.name, roles.attach_body(volume))
+        await self._embedded.clients[volume.leader].agent.attach(
+            volume.name, roles.attach_body(volume, self._embedded.sites)
+        )
         await self._monitor.look(volume.leader)
 
     async def _tell_roles(self, volume: Volume) -> None:
@@ -281,7 +292,10 @@ class Lifecycle:
 
     async def sync(self, name: str, level: str, timeout_s: float) -> dict[str, Any]:
         volume = self._registry.get(name)
-        receipts.parse_level(level)
+        wanted = receipts.parse_level(level)
+        if volume.state is State.RELEASED and volume.resume is not None:
+            running = [site for site in self._embedded.sites if not self._embedded.is_stopped(site)]
+            return await resting.receipt(self._monitor, running, volume, wanted, timeout_s)
         self._check_site_runs(volume.leader)
         return await self._embedded.clients[volume.leader].agent.sync(name, level, timeout_s)
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from diffkeeper import http, nats_server
 from diffkeeper.domain import errors
 from diffkeeper.service import Scope, run_service
-from diffkeeper_control import deployment, settings, sites
+from diffkeeper_control import deployment, settings, sites, storage_api, storage_notes
 from diffkeeper_control.api import Api
 from diffkeeper_control.deployment import HOST, Control, Deployment, DirLock, Layout
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.service import ControlService
+from diffkeeper_control.storage_nodes import StorageNodes
 
 DEFAULT_SITES = ["east", "west"]
 
@@ -33,7 +34,7 @@ def main() -> None:
     async def serve(scope: Scope) -> None:
         lock = DirLock(layout)
         try:
-            await _serve(scope, layout, wanted)
+            await _serve(scope, layout, wanted, options.storage_nodes, options.parity)
         finally:
             lock.close()
 
@@ -46,22 +47,30 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--dir", required=True, metavar="DIR", help="where everything is kept")
     parser.add_argument("--sites", metavar="NAMES", help="comma-separated; east,west for a new deployment")
+    parser.add_argument("--storage-nodes", type=int, metavar="N", help="none; more than before adds some")
+    parser.add_argument("--parity", metavar="K+M", help="data and parity shards, such as 2+8")
     return parser.parse_args()
 
 
-async def _serve(scope: Scope, layout: Layout, wanted: list[str] | None) -> None:
-    note = _open(layout, wanted)
+async def _serve(
+    scope: Scope, layout: Layout, wanted: list[str] | None, storage_nodes: int | None, parity: str | None
+) -> None:
+    note = _open(layout, wanted, storage_nodes, parity)
     async with sites.open_session() as session:
         embedded = Embedded(layout, note, session)
         service = ControlService(embedded, scope.spawn)
+        storage = StorageNodes(layout, note, embedded.secret, embedded.token, session)
         api = Api(service).app(embedded.token)
+        storage_api.add_routes(api, storage)
         async with http.serve(api, HOST, _usable_port(note)) as port:
             _note_control(layout, note, port)
             fresh = not any(site.processes for site in note.sites.values())
             try:
+                await storage.start()
                 await service.start()
             except BaseException:
                 if fresh:
+                    await storage.stop()
                     await embedded.stop_all()
                 raise
             reconciling = scope.spawn("reconcile", service.reconciler.run())
@@ -70,16 +79,27 @@ async def _serve(scope: Scope, layout: Layout, wanted: list[str] | None) -> None
             await _until_stop(scope, service)
             reconciling.cancel()  # what is being stopped must not be corrected
             drilling.cancel()
+            await storage.stop_repair()
             await service.stop()
+            await storage.stop()
             note.control = None
             deployment.save(layout, note)
 
 
-def _open(layout: Layout, wanted: list[str] | None) -> Deployment:
+def _open(
+    layout: Layout, wanted: list[str] | None, storage_nodes: int | None, parity: str | None
+) -> Deployment:
     note = deployment.load(layout)
+    sites_wanted = wanted or (list(note.sites) if note is not None else DEFAULT_SITES)
+    storage = storage_notes.wish(
+        note.storage if note is not None else None, sites_wanted, storage_nodes, parity
+    )
     if note is None:
-        return deployment.create(layout, wanted or DEFAULT_SITES, time.time_ns() // 1000)
-    deployment.check_same_sites(note, wanted)
+        note = deployment.create(layout, sites_wanted, time.time_ns() // 1000)
+    else:
+        deployment.check_same_sites(note, wanted)
+    note.storage = storage
+    deployment.save(layout, note)
     return note
 
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
-from diffkeeper.domain import receipts
+from diffkeeper.domain import receipts, stop_signals
 from diffkeeper_control import registry
 
 PATH_PLACEHOLDER = "{path}"
 PORT_PLACEHOLDER = "{port}"
 # Set for every program run through us; by the last one its processes are found when its site is killed.
 VOLUME, SITE, PATH, GATE = "DIFFKEEPER_VOLUME", "DIFFKEEPER_SITE", "DIFFKEEPER_PATH", "DIFFKEEPER_GATE"
+# Where the program may ask for receipts; the agent has it beside the gate.
+SOCKET, SOCKET_NAME = "DIFFKEEPER_SOCKET", "receipts.sock"
 # Set where the volume has a front door: where the program listens at this site.
 PORT = "DIFFKEEPER_PORT"
 
@@ -32,11 +35,14 @@ class Start:
 
 
 def at(volume: registry.Volume, site: str, gate: str, command: registry.Command) -> Start:
+    """``gate`` is empty for a program that nobody captures: it has nobody to ask for receipts either."""
     path = volume.paths[site]
     bind = _bind(volume, path, command)
     seen = bind or path
     argv = [argument.replace(PATH_PLACEHOLDER, seen) for argument in command.argv]
-    env = {**command.env, VOLUME: volume.name, SITE: site, PATH: seen, GATE: gate}
+    env = {**command.env, VOLUME: volume.name, SITE: site, PATH: seen}
+    if gate:
+        env |= {GATE: gate, SOCKET: str(PurePosixPath(gate).with_name(SOCKET_NAME))}
     if volume.door is not None:
         port = str(volume.door.ports[site])
         argv = [argument.replace(PORT_PLACEHOLDER, port) for argument in argv]
@@ -49,8 +55,14 @@ def wrapper(volume: registry.Volume, site: str, gate: str, command: registry.Com
     path = volume.paths[site]
     words = [sys.executable, "-m", "diffkeeper_capture.run_wrapper", "--agent-socket", gate]
     words += ["--volume", volume.name, "--root", path]
-    if volume.level is receipts.Level.OBSERVE:
+    if command.hard_limit:
+        words.append("--hard-limit")
+    elif volume.level is receipts.Level.OBSERVE:
         words += ["--no-gate"]  # nothing ever waits, so nothing needs to be stopped
+    if command.stop_signal != stop_signals.DEFAULT:
+        words += ["--stop-signal", command.stop_signal]
+    if command.io_uring:
+        words += ["--io-uring", "allow"]
     if _bind(volume, path, command) is not None:
         words += ["--bind", f"{path}={volume.bind}"]
         if command.cwd is not None:
@@ -77,4 +89,7 @@ def start_body(volume: registry.Volume, site: str, gate: str, command: registry.
         "uid": command.uid,
         "gid": command.gid,
         "bind": start.bind,
+        "stop_signal": command.stop_signal,
+        "io_uring": command.io_uring,
+        "hard_limit": command.hard_limit,
     }

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from diffkeeper.domain import errors, volumes
-from diffkeeper_control import fencing, processes, registry, roles, streams
+from diffkeeper_control import fencing, left_directories, processes, registry, roles, streams
 from diffkeeper_control.door_keeper import DoorKeeper
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.hands import SiteHands
@@ -95,6 +95,12 @@ class Reconciler:
 
     async def _correct_replica(self, volume: Volume, site: str) -> None:
         heard = self._monitor.replicator(site)
+        if left_directories.is_pending(volume, site) and not self._monitor.agent(site).fresh:
+            return  # only its agent can say that nobody writes there any more
+        if left_directories.is_lost(volume, site, heard.volume(volume.name)):
+            _log.error("a left directory was not taken back", volume=volume.name, site=site)
+            self._hands.keep_apart(volume.name, site)
+            return
         if not heard.fresh or roles.is_met(volume, site, heard.volume(volume.name)):
             return
         await self._try(("role", volume.name, site), self._hands.tell_role(volume.name, site))
@@ -109,6 +115,8 @@ class Reconciler:
             return
         if not heard.fresh or status is None or status.get("state") == "released":
             return
+        if left_directories.is_pending(volume, site):
+            return  # it is given up as a whole
         if int(status.get("epoch") or 0) >= volume.epoch:
             return
         await self._try(("retire", volume.name, site), self._retire(volume, site, status))

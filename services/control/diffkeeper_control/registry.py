@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from diffkeeper import atomic_files
-from diffkeeper.domain import errors, frames, positions, receipts, volumes
+from diffkeeper.domain import errors, frames, positions, receipts, stop_signals, volumes
 
 
 class State(enum.Enum):
@@ -63,6 +63,12 @@ class Command(Struct, frozen=True):
     cwd: str | None = None
     uid: int | None = None
     gid: int | None = None
+    # How it is asked to end by a planned handover; a name without SIG.
+    stop_signal: str = stop_signals.DEFAULT
+    # Whether it may use io_uring, whose syncs nobody can hold.
+    io_uring: bool = False
+    # Whether it is stopped while it writes faster than can be captured.
+    hard_limit: bool = False
 
 
 class Door(Struct, frozen=True):
@@ -84,6 +90,18 @@ class Orphan(Struct, frozen=True):
     epoch: int
     path: str
     since_us: int
+
+
+class Reclaim(Struct, frozen=True):
+    """A directory a fenced leader left behind, to be taken back into the main line as soon as its site is there."""
+
+    epoch: int
+    path: str
+    since_us: int
+    # Its agent gave it up, and left these files (null: it had none).
+    surrendered: bool = False
+    tail: str | None = None
+    tree_state: str | None = None
 
 
 class Volume(Struct, frozen=True):
@@ -110,6 +128,8 @@ class Volume(Struct, frozen=True):
     # position.
     tree_states: dict[str, Resume] = {}
     orphans: tuple[Orphan, ...] = ()
+    # By site.
+    reclaims: dict[str, Reclaim] = {}
     door: Door | None = None
 
     @property
@@ -156,6 +176,7 @@ def with_reign(volume: Volume, reign: Reign, *, path: str, resume: Resume | None
     states = {site: state for site, state in volume.tree_states.items() if site != reign.site}
     return msgspec.structs.replace(
         volume,
+        reclaims={site: reclaim for site, reclaim in volume.reclaims.items() if site != reign.site},
         chain=(*volume.chain, reign),
         highest_epoch=max(volume.highest_epoch, reign.epoch),
         paths={**volume.paths, reign.site: path},
@@ -187,6 +208,26 @@ def with_orphan(volume: Volume, orphan: Orphan, path: str) -> Volume:
         paths={**volume.paths, orphan.site: path},
         tree_states=states,
     )
+
+
+def with_reclaim(volume: Volume, site: str, reclaim: Reclaim) -> Volume:
+    """The site follows in the directory its leader left, once that was taken back."""
+    states = {known: state for known, state in volume.tree_states.items() if known != site}
+    return msgspec.structs.replace(volume, reclaims={**volume.reclaims, site: reclaim}, tree_states=states)
+
+
+def without_reclaim(volume: Volume, site: str, replica: str) -> Volume:
+    """The directory cannot be taken back: it is kept as it is, and the site follows in a new one."""
+    reclaim = volume.reclaims[site]
+    orphan = Orphan(site=site, epoch=reclaim.epoch, path=reclaim.path, since_us=reclaim.since_us)
+    rest = {known: other for known, other in volume.reclaims.items() if known != site}
+    return with_orphan(msgspec.structs.replace(volume, reclaims=rest), orphan, replica)
+
+
+def end_of(volume: Volume, epoch: int) -> Point:
+    """The frame from which the chain goes on after a reign."""
+    epochs = [reign.epoch for reign in volume.chain]
+    return volume.chain[epochs.index(epoch) + 1].parent
 
 
 class _File(Struct, frozen=True):

@@ -15,6 +15,10 @@ def wanted(volume: registry.Volume, site: str) -> dict[str, Any]:
     """The body of ``PUT /v1/volumes/V`` at a site's replicator."""
     leads = site == volume.leader
     tree = volume.tree_states.get(site)
+    reclaim = volume.reclaims.get(site)
+    taken = None
+    if reclaim is not None and not leads:
+        taken = {"epoch": reclaim.epoch, "tail": reclaim.tail, "tree_state": reclaim.tree_state}
     return {
         "role": "lead" if leads else "follow",
         "mode": volume.mode,
@@ -30,6 +34,7 @@ def wanted(volume: registry.Volume, site: str) -> dict[str, Any]:
         ],
         "path": volume.paths.get(site),
         "tree_state": None if leads or tree is None else tree.tree_state,
+        "reclaim": taken,
     }
 
 
@@ -42,7 +47,7 @@ def is_met(volume: registry.Volume, site: str, status: dict[str, Any] | None) ->
     return same and (order["role"] == "lead" or status.get("path") == order["path"])
 
 
-def attach_body(volume: registry.Volume) -> dict[str, Any]:
+def attach_body(volume: registry.Volume, sites: list[str]) -> dict[str, Any]:
     """The body of ``POST attach`` at the leader's agent."""
     resume = volume.resume
     parent = resume.point if resume is not None else volume.chain[-1].parent
@@ -54,4 +59,6 @@ def attach_body(volume: registry.Volume) -> dict[str, Any]:
         "policy": volume.policy,
         "tree_state": resume.tree_state if resume is not None else None,
         "probe": volume.probe,
+        # Who is to hold replicas, so that silence counts as lag.
+        "replicas": [site for site in sites if site != volume.leader],
     }

@@ -15,6 +15,7 @@ import structlog
 from diffkeeper import __version__
 from diffkeeper.domain import errors
 from diffkeeper_control import drill_reports, failover_requests, operations, processes, programs, registry
+from diffkeeper_control.branch_merges import BranchMerges
 from diffkeeper_control.clones import Clones
 from diffkeeper_control.coordinator import Coordinator, Spawn
 from diffkeeper_control.door_keeper import DoorKeeper
@@ -55,6 +56,7 @@ class ControlService:
         self.reconciler = Reconciler(
             embedded, self.registry, self.monitor, self.hands, self.lifecycle, self.doors
         )
+        self.branch_merges = BranchMerges(embedded, self.registry, self.lifecycle)
         self.verifier = Verifier(embedded, self.registry, self.monitor)
         self.log_reader = LogReader(embedded, self.registry, self.monitor)
         self.program_stops = ProgramStops(

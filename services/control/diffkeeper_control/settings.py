@@ -25,6 +25,7 @@ def of_replicator(layout: Layout, note: Deployment, site: str) -> dict[str, Any]
         "token_file": str(layout.token),
         "servers": [broker_url(note, site)],
         "broker_secret_file": str(layout.secret),
+        "repair": address(note.storage.repair_port) if note.storage is not None else None,
         "peers": [address(note.sites[other].replicator_port) for other in note.sites if other != site],
     }
 

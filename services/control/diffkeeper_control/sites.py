@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import aiohttp
 
@@ -96,6 +97,9 @@ class Agent(Service):
     async def release(self, volume: str, timeout_s: float = 30.0) -> Answer:
         return await self._post(volume, "release", {}, timeout_s)
 
+    async def surrender(self, volume: str, epoch: int, parent: str) -> Answer:
+        return await self._post(volume, "surrender", {"epoch": epoch, "parent": parent}, 30.0)
+
     async def _post(self, volume: str, action: str, body: Answer, timeout_s: float) -> Answer:
         return await self.call("POST", f"/v1/volumes/{volume}/{action}", body, timeout_s)
 
@@ -126,6 +130,20 @@ class Replicator(Service):
 
     async def verify(self, volume: str) -> Answer:
         return await self._post(volume, "verify", {}, 600.0)
+
+    async def branches(self, volume: str) -> list[Answer]:
+        found = (await self.call("GET", f"/v1/volumes/{volume}/branches"))["branches"]
+        return [dict(branch) for branch in found]
+
+    async def branch(self, volume: str, name: str, query: dict[str, str]) -> Answer:
+        path = f"/v1/volumes/{volume}/branches/{quote(name, safe='')}"
+        return await self.call("GET", f"{path}?{urlencode(query)}", timeout_s=600.0)
+
+    async def take_branch(self, volume: str, name: str, body: Answer) -> Answer:
+        return await self._post(volume, f"branches/{quote(name, safe='')}/take", body, 600.0)
+
+    async def drop_branch(self, volume: str, name: str) -> Answer:
+        return await self._post(volume, f"branches/{quote(name, safe='')}/drop", {}, 60.0)
 
     async def _post(self, volume: str, action: str, body: Answer, timeout_s: float) -> Answer:
         return await self.call("POST", f"/v1/volumes/{volume}/{action}", body, timeout_s)

@@ -113,6 +113,7 @@ class Views:
             "lag": _aged(status, "lag", heard),
             "gaps": _aged(status, "gaps", heard),
             "barriers": _aged(status, "barriers", heard),
+            "alarms": [{**alarm, "age_ms": heard.age_ms} for alarm in (status or {}).get("alarms") or []],
             "fidelity": (status or {}).get("fidelity"),
             "probe": (status or {}).get("probe") or volume.probe,
             "lost_records": (status or {}).get("lost_records"),
@@ -121,6 +122,7 @@ class Views:
             "loss_bound": msgspec.to_builtins(self.loss_bound(volume)),
             "sites": [self._replica(volume, site) for site in self._embedded.sites],
             "chain": [msgspec.to_builtins(reign) for reign in volume.chain],
+            "reclaims": {site: msgspec.to_builtins(one) for site, one in volume.reclaims.items()},
             "front_door": self._doors.view(volume),
             "orphans": [msgspec.to_builtins(orphan) for orphan in volume.orphans],
         }
@@ -129,14 +131,15 @@ class Views:
         heard = self._monitor.replicator(site)
         status = heard.volume(volume.name) or {}
         stopped = self._embedded.is_stopped(site)
+        state, lag = _end_to_end(status, self._captured(volume), site)
         return {
             "site": site,
             "role": status.get("role") or "none",
-            "state": "stopped" if stopped else status.get("state", "unknown"),
+            "state": "stopped" if stopped else state,
             "path": status.get("path") or volume.paths.get(site),
             **{key: status.get(key) for key in ("epoch", "promised", "journalled", "applied", "seen")},
             "base_complete": bool(status.get("base_complete")),
-            "lag": status.get("lag"),
+            "lag": lag,
             "error": status.get("error"),
             "age_ms": heard.age_ms,
         }
@@ -156,6 +159,23 @@ class Views:
             if site != volume.leader
         ]
         return any(replica is not None and bool(replica.get("base_complete")) for replica in replicas)
+
+
+def _end_to_end(
+    replica: dict[str, Any], captured: dict[str, Any] | None, site: str
+) -> tuple[str, dict[str, Any] | None]:
+    """State and lag of a replica: what it says of itself, or what the leader knows it lacks, if that is more.
+
+    A replicator knows only what has reached its site: one behind a mirror that stands still believes that it has all.
+    """
+    state, lag = replica.get("state", "unknown"), replica.get("lag")
+    if captured is None or captured.get("state") != "capturing":
+        return state, lag
+    behind = (captured.get("replicas") or {}).get(site)
+    if behind is not None and (lag is None or behind["frames"] > lag["frames"]):
+        lag = {key: behind[key] for key in ("frames", "bytes", "ms")}
+    still = any(alarm["site"] == site for alarm in captured.get("alarms") or [])
+    return ("stalled" if still and state == "following" else state), lag
 
 
 def describe(volume: Volume, status: dict[str, Any] | None, leader: LeaderState) -> tuple[str, str]:
@@ -216,4 +236,12 @@ def _command(volume: Volume) -> dict[str, Any] | None:
     command = volume.command
     if command is None:
         return None
-    return {"argv": command.argv, "cwd": command.cwd, "uid": command.uid, "gid": command.gid}
+    return {
+        "argv": command.argv,
+        "cwd": command.cwd,
+        "uid": command.uid,
+        "gid": command.gid,
+        "stop_signal": command.stop_signal,
+        "io_uring": command.io_uring,
+        "hard_limit": command.hard_limit,
+    }

@@ -120,6 +120,19 @@ class Control:
     def verify(self, volume: str, timeout_s: float) -> dict[str, Any]:
         return self._call("POST", _volume_path(volume, "verify"), {}, timeout_s)
 
+    def branches(self, volume: str) -> dict[str, Any]:
+        return self._call("GET", _volume_path(volume, "branches"))
+
+    def branch(self, volume: str, name: str, path: str | None, *, content: bool) -> dict[str, Any]:
+        query = {"content": str(int(content))} | ({"path": path} if path else {})
+        return self._call("GET", f"{_branch_path(volume, name)}?{urlencode(query)}", None, 600)
+
+    def merge_branch(self, volume: str, name: str, paths: list[str], to: str | None) -> dict[str, Any]:
+        return self._call("POST", _branch_path(volume, name, "/merge"), {"paths": paths, "to": to}, 600)
+
+    def drop_branch(self, volume: str, name: str) -> dict[str, Any]:
+        return self._call("POST", _branch_path(volume, name, "/drop"), {}, 60)
+
     def failover(self, volume: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._call("POST", _volume_path(volume, "failover"), body)
 
@@ -148,8 +161,20 @@ class Control:
     def start_site(self, site: str) -> dict[str, Any]:
         return self._call("POST", f"/v1/sites/{quote(site, safe='')}/start", {}, 60)
 
+    def storage(self) -> dict[str, Any]:
+        return self.call("GET", "/v1/storage")
+
+    def storage_node(self, node: str, action: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self.call("POST", f"/v1/storage/nodes/{quote(node, safe='')}/{action}", body, 60)
+
     def shutdown(self, timeout_s: float) -> dict[str, Any]:
         return self._call("POST", "/v1/shutdown", {"timeout_s": timeout_s})
+
+    def call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> dict[str, Any]:
+        """Any call, for clients of services that speak as control does."""
+        return self._call(method, path, body, timeout_s)
 
     def _call(
         self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = ANSWER_TIMEOUT_S
@@ -200,6 +225,10 @@ class Control:
 
 def _volume_path(volume: str, action: str = "") -> str:
     return f"/v1/volumes/{quote(volume, safe='')}" + (f"/{action}" if action else "")
+
+
+def _branch_path(volume: str, name: str, action: str = "") -> str:
+    return _volume_path(volume, f"branches/{quote(name, safe='')}{action}")
 
 
 def _history_path(volume: str, action: str, query: Query) -> str:

@@ -32,10 +32,11 @@ _FAMILY_OF_EXIT = {
 }
 
 
-def start(directory: Path, sites: str | None) -> subprocess.Popen[bytes]:
+def start(directory: Path, sites: str | None, options: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """Control in a session of its own, so that only dkctl decides what a Ctrl-C means to it."""
     log = directory / LOG
-    argv = [sys.executable, "-m", MODULE, "--dir", str(directory), *(["--sites", sites] if sites else [])]
+    asked = [*(["--sites", sites] if sites else []), *options]
+    argv = [sys.executable, "-m", MODULE, "--dir", str(directory), *asked]
     try:
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with log.open("ab") as file:

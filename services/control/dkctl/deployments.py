@@ -32,8 +32,14 @@ class Deployment:
     token: str
     note: dict[str, Any]
 
+    @property
+    def repair_address(self) -> str | None:
+        """Where the repair service listens; None in a deployment without storage nodes."""
+        storage = self.note.get("storage")
+        return f"http://127.0.0.1:{storage['repair_port']}" if storage else None
+
     def processes(self) -> Iterator[Process]:
-        """Control first, then each site's, as last noted."""
+        """Control first, then each site's and those of the storage, as last noted."""
         control = self.note.get("control")
         if control:
             yield Process("control", control["pid"], control["start_ticks"])
@@ -43,6 +49,14 @@ class Deployment:
         for site, facts in self.note["sites"].items():
             for name, process in facts["processes"].items():
                 yield Process(f"{name} of {site}", process["pid"], process["start_ticks"])
+        storage = self.note.get("storage") or {"nodes": {}, "repair": None}
+        noted = [
+            ("repair", storage["repair"]),
+            *((name, node["process"]) for name, node in storage["nodes"].items()),
+        ]
+        for name, process in noted:
+            if process is not None:
+                yield Process(name, process["pid"], process["start_ticks"])
 
 
 def find(directory: Path) -> Deployment | None:

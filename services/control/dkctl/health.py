@@ -24,6 +24,7 @@ def of_volume(volume: dict[str, Any]) -> list[str]:
     # Until the base is safe the level cannot be met: that is progress, not a finding.
     if level.get("met") is False and volume.get("ready"):
         found.append(f"{name} does not meet its level {level['asked']}")
+    found += [f"{name} is stalled: {alarm['message']}" for alarm in volume.get("alarms") or []]
     gaps = volume.get("gaps") or {}
     if gaps.get("open"):
         found.append(f"{name} has an open gap in its capture")

@@ -80,12 +80,13 @@ class Rollback:
         while True:
             volume = self._control.volume(self._volume)
             running = (volume.get("program") or {}).get("running")
-            # Whoever ran the program ends its capture; until then its last writes may be on their way.
-            if not running and volume["state"] in ("released", "capturing", "idle"):
+            # Whoever ran the program ends its capture, with its last writes; ours begins only after that.
+            if not running and volume["state"] == "released":
                 return
             if time.monotonic() > until:
                 raise errors.TimedOut(
-                    f"the program of {self._volume} did not end within {STOP_S:g} s; nothing was changed",
+                    f"the program of {self._volume} and its capture did not end within {STOP_S:g} s; nothing was "
+                    "changed",
                     reason="program-running",
                     hint="stop it yourself, and try again",
                 )

@@ -6,6 +6,7 @@ is replayed. ``Images`` gives live pieces in whatever order the journal has them
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from diffkeeper_replicator.journal import Journal
 _END = 1 << 63
 # Read at once from the journal, whose frames are read forward: memory for this many.
 _BLOCK_FRAMES = 16
-_UNDERSTOOD = frozenset(Op)
+# Written down, so that an operation that is added later is refused until somebody thought about it.
+_UNDERSTOOD = re.compile(rb"[\x01-\x0f]*")
+assert (int(min(Op)), int(Op.MKFIFO)) == (1, 15), "the pattern above names them"
 
 
 class Intervals:
@@ -108,6 +111,8 @@ class Images:
             yield from _zeros(file_id, image.cut(0))
 
     def _of_frame(self, columns: deltas.Columns) -> Iterator[Piece]:
+        if _UNDERSTOOD.fullmatch(columns.ops) is None:
+            raise not_understood(max(columns.ops))
         data, at = memoryview(columns.data), len(columns.data)
         args_at = len(columns.args)
         for index in range(len(columns) - 1, -1, -1):
@@ -116,8 +121,6 @@ class Images:
                 at -= length
             elif op in deltas.WITH_ARGS:
                 args_at -= 1
-            elif op not in _UNDERSTOOD:
-                raise not_understood(op)
             file_id = columns.file_ids[index]
             image = self.images.get(file_id)
             if image is None:

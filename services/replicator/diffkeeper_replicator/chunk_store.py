@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import zstandard
 from blake3 import blake3
@@ -51,7 +52,8 @@ class Freed(NamedTuple):
 
 
 class ChunkStore:
-    def __init__(self, folder: Path, pack_bytes: int = PACK_BYTES) -> None:
+    def __init__(self, folder: Path, pack_bytes: int = PACK_BYTES, *, read_only: bool = False) -> None:
+        """``read_only``: for a process beside the one that writes."""
         self._folder = folder
         self._pack_bytes = pack_bytes
         self._lock = threading.RLock()
@@ -67,8 +69,12 @@ class ChunkStore:
         self.healed = 0
         self.lost = 0
         folder.mkdir(parents=True, exist_ok=True)
-        self._index = self._open_index()
-        self._recover()
+        self._read_only = read_only
+        if read_only:
+            self._index = _connect_for_reading(folder / "index.db")
+        else:
+            self._index = self._open_index()
+            self._recover()
 
     @property
     def lock(self) -> threading.RLock:
@@ -101,10 +107,11 @@ class ChunkStore:
                 hint="dkctl history shows which moments need it; another site may have its own history",
                 chunk=ref.hash.hex(),
             )
-        with self._lock:
-            self._append(ref, found)
-            self.flush()
-            self.healed += 1
+        if not self._read_only:
+            with self._lock:
+                self._append(ref, found)
+                self.flush()
+                self.healed += 1
         return found
 
     def look(self, ref: chunks.Ref) -> bytes | None:
@@ -257,7 +264,9 @@ class ChunkStore:
     def _descriptor(self, pack: int) -> int:
         fd = self._descriptors.get(pack)
         if fd is None:
-            fd = self._descriptors[pack] = os.open(self._path(pack), os.O_RDWR | os.O_CLOEXEC)
+            fd = self._descriptors[pack] = os.open(
+                self._path(pack), (os.O_RDONLY if self._read_only else os.O_RDWR) | os.O_CLOEXEC
+            )
         return fd
 
     def _path(self, pack: int) -> Path:
@@ -341,6 +350,10 @@ class ChunkStore:
                         break
                     yield digest, int(path.stem), offset, stored, size
                     offset += _HEAD_BYTES + stored
+
+
+def _connect_for_reading(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, check_same_thread=False)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -18,7 +18,7 @@ import msgspec
 
 from diffkeeper.domain import deltas, errors, frames, positions, trees
 from diffkeeper.domain.deltas import ROOT_ID
-from diffkeeper_replicator import safe_paths, undo, verify
+from diffkeeper_replicator import history_base, safe_paths, undo, verify
 from diffkeeper_replicator.applier import Applier
 from diffkeeper_replicator.cursor import DirectoryNote, VolumeFiles
 from diffkeeper_replicator.journal import Journal
@@ -196,7 +196,7 @@ def open_or_begin(
     """
     note = files.note()
     if note is None or note.path != str(path):
-        return _begin(files, volume, path, allow_setid)
+        return _begin(files, volume, path, journal, allow_setid)
     if note.left:
         raise errors.Corrupt(
             f"{path} was given to a program as the leader's directory; what it holds now is not in this "
@@ -314,7 +314,7 @@ def _adoption(tree_state: Path, state: trees.TreeState) -> str:
     return f"{tree_state}@{state.position}:{state.frame_hash.hex()}"
 
 
-def _begin(files: VolumeFiles, volume: str, path: Path, allow_setid: bool) -> Directory:
+def _begin(files: VolumeFiles, volume: str, path: Path, journal: Journal, allow_setid: bool) -> Directory:
     path.mkdir(parents=True, exist_ok=True)
     found = _stat_root(path)
     if os.listdir(path):
@@ -325,8 +325,12 @@ def _begin(files: VolumeFiles, volume: str, path: Path, allow_setid: bool) -> Di
             path=str(path),
         )
     files.forget_directory()
-    state = verify.empty_state(volume, path)
-    return _start(files, DirectoryNote(str(path), found.st_dev, found.st_ino), state, allow_setid)
+    state = history_base.begin(volume, files.directory, journal, path)
+    base_end = None
+    if state.position != positions.START and _base_end(journal.frames_from(journal.first)) is None:
+        base_end = str(state.position)  # the scan ended before what the journal still has
+    note = DirectoryNote(str(path), found.st_dev, found.st_ino, base_end=base_end)
+    return _start(files, note, state, allow_setid)
 
 
 def _start(

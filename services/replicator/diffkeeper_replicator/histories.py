@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffkeeper.domain import chunks, errors, volumes
-from diffkeeper_replicator import named_branches
-from diffkeeper_replicator.chunk_store import ChunkStore
+from diffkeeper_replicator import checkpoints, named_branches
+from diffkeeper_replicator.chunk_store import ChunkStore, Freed
 from diffkeeper_replicator.peers import Peers
 from diffkeeper_replicator.volume_history import VolumeHistory
 
@@ -42,6 +42,14 @@ class Histories:
 
     def known(self) -> Sequence[str]:
         return sorted(path.parent.name for path in self._directory.glob("*/journal"))
+
+    def drop_unused_chunks(self) -> Freed:
+        """Chunks that no checkpoint of any volume names. Nothing goes while a checkpoint cannot be read."""
+        with self.store.lock:
+            live: set[bytes] = set()
+            for path in self._directory.glob(f"*/history/checkpoints/*{checkpoints.SUFFIX}"):
+                live.update(checkpoints.hashes(path))
+            return self.store.drop_all_but(live)
 
     def close(self) -> None:
         with self._lock:

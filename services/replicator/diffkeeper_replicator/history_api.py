@@ -13,14 +13,16 @@ import msgspec
 from aiohttp import web
 
 from diffkeeper import changes, http
-from diffkeeper.domain import chunks, deltas, errors, moments
-from diffkeeper_replicator import diffs, history_streams
+from diffkeeper.domain import chunks, deltas, errors, moments, retention
+from diffkeeper_replicator import diffs, history_measures, history_reports, history_streams
 from diffkeeper_replicator.histories import Histories
 from diffkeeper_replicator.path_index import Touch, Wanted
+from diffkeeper_replicator.pruning import Pruner
 from diffkeeper_replicator.volume_history import VolumeHistory
 
 T = TypeVar("T")
 LOG_MAX_ROWS = 10_000
+MEASURED_FRAMES = 100_000
 _MOST_BUCKETS = 500
 # Paths told with one frame; how many there are is told too.
 _PATHS_A_ROW = 20
@@ -43,6 +45,10 @@ class HistoryApi:
                 web.get("/healthz", self.health),
                 web.post("/v1/grow", self.grow),
                 web.get("/v1/chunks/{hash}", self.chunk),
+                web.get(under, self.report),
+                web.put(f"{under}/policy", self.set_policy),
+                web.post(f"{under}/prune", self.prune),
+                web.get(f"{under}/measure", self.measure),
                 web.get(f"{under}/log", self.log),
                 web.get(f"{under}/moment", self.moment),
                 web.get(f"{under}/content", self.content),
@@ -103,6 +109,38 @@ class HistoryApi:
         if data is None:
             raise errors.NotFound("this chunk is not here", reason="unknown-chunk")
         return web.Response(body=data, content_type="application/octet-stream")
+
+    async def report(self, request: web.Request) -> web.Response:
+        """``what_if=`` a policy as JSON: what it would keep and free."""
+        history, text = self.history(request), request.query.get("what_if")
+        try:
+            what_if = msgspec.json.decode(text, type=retention.Policy) if text else None
+        except msgspec.DecodeError as error:
+            raise errors.Refused(f"what_if is not a policy: {error}", reason="bad-policy") from error
+        found = await self.in_thread(lambda: history_reports.report(history, self._now_us(), what_if))
+        return http.json_response(found)
+
+    async def measure(self, request: web.Request) -> web.Response:
+        """The bytes of the newest frames in each form; ``frames=`` how many."""
+        history = self.history(request)
+        most = number(request, "frames") or MEASURED_FRAMES
+        return http.json_response(await self.in_thread(lambda: history_measures.measure(history, most)))
+
+    async def set_policy(self, request: web.Request) -> web.Response:
+        policy, history = await http.read_body(request, retention.Policy), self.history(request)
+        await self.in_thread(lambda: history.set_policy(policy))
+        return http.json_response({"volume": history.volume, "policy": msgspec.to_builtins(history.policy)})
+
+    async def prune(self, request: web.Request) -> web.Response:
+        """What the policy lets go; the replicator then shortens its journal up to ``archived``."""
+        history = self.history(request)
+
+        def work() -> dict[str, Any]:
+            done = Pruner(history).prune(self._now_us())
+            freed = self._histories.drop_unused_chunks()
+            return done | {"chunks": freed.chunks, "freed_bytes": freed.bytes}
+
+        return http.json_response(await self.in_thread(work))
 
     async def log(self, request: web.Request) -> web.Response:
         history, wanted = self.history(request), _wanted(request)

@@ -8,7 +8,9 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -33,8 +35,14 @@ _log = structlog.get_logger("history")
 class HistoryProcess:
     """One a replicator. ``run`` is a task of the service; ``close`` ends the child."""
 
-    def __init__(self, wanted: HistorySettings, journal_bytes: Callable[[], dict[str, int]]) -> None:
+    def __init__(
+        self,
+        wanted: HistorySettings,
+        journal_bytes: Callable[[], dict[str, int]],
+        trim: Callable[[str, int], Awaitable[int]],
+    ) -> None:
         self._wanted = wanted
+        self._trim = trim
         # Of each volume, how large its journal is.
         self._journal_bytes = journal_bytes
         self._starting = asyncio.Lock()
@@ -49,6 +57,7 @@ class HistoryProcess:
         app.add_routes(
             [
                 web.route("*", "/v1/volumes/{volume}/history", self.pass_on),
+                web.post("/v1/volumes/{volume}/history/prune", self.prune),
                 web.route("*", "/v1/volumes/{volume}/history/{tail:.*}", self.pass_on),
                 web.get("/v1/chunks/{hash}", self.pass_on),
             ]
@@ -69,6 +78,9 @@ class HistoryProcess:
             try:
                 await self.call("POST", "/v1/grow", timeout_s=3600.0)
                 self._taken_in.update(sizes)
+                for volume in sorted(grown):
+                    await self.prune_volume(volume)
+                self._taken_in.update(await asyncio.to_thread(self._journal_bytes))
             except errors.DiffKeeperError as error:
                 _log.warning("the history could not grow", error=error.message)
         elif self._process is not None and not self._busy and time.monotonic() - self._used_at > IDLE_S:
@@ -108,6 +120,16 @@ class HistoryProcess:
                     reason="history-lost",
                     hint="try again",
                 ) from error
+
+    async def prune(self, request: web.Request) -> web.Response:
+        return http.json_response(await self.prune_volume(request.match_info["volume"]))
+
+    async def prune_volume(self, volume: str) -> dict[str, Any]:
+        """Have the policy applied, and let go of what the journal holds twice since."""
+        path = f"/v1/volumes/{quote(volume, safe='')}/history/prune"
+        done: Any = await self.call("POST", path, timeout_s=3600.0)
+        freed = await self._trim(volume, int(done["archived"])) if done["archived"] else 0
+        return {**done, "journal_bytes": freed}
 
     async def close(self) -> None:
         process, self._process = self._process, None

@@ -119,8 +119,8 @@ def replayed(history: VolumeHistory, start: State, upto: State) -> Iterator[byte
         state = start.copy()
         yield from state_changes.restore(state)
         yield ("at", str(start.position), start.at_us)
-        for frame, columns in history.steps(start.position, upto.position):
-            yield from replays.changes_of(state, frame, columns)
+        for step in history.steps(start.position, upto.position):
+            yield from replays.changes_of(state, step)
 
     return told(head, run)
 

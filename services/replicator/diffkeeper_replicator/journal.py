@@ -98,7 +98,7 @@ class Journal:
                 _drop_cache(segment.path)
         journal._recover()
         if distrust_cache:
-            for _ in journal.frames_after(positions.START):
+            for _ in journal.frames_from(journal.first):
                 pass
         return journal
 
@@ -191,6 +191,27 @@ class Journal:
                     yield frame
         if sequence <= last:
             raise _damaged(self._directory, 0, f"frame number {sequence} is missing")
+
+    @property
+    def first(self) -> int:
+        """The first sequence held; 1 unless older segments were dropped."""
+        with self._lock:
+            return self._segments[0].first if self._segments else 1
+
+    def drop_upto(self, sequence: int) -> int:
+        """Remove the oldest segments, as long as they hold nothing beyond ``sequence`` and others follow; how
+        many bytes that freed. The caller knows that what they hold is kept elsewhere, durably.
+        """
+        freed = 0
+        while True:
+            with self._lock:
+                if len(self._segments) < 2 or self._segments[1].first > sequence + 1:
+                    break
+                gone = self._segments.pop(0).path
+            freed += gone.stat().st_size
+            gone.unlink()
+            _sync_directory(self._directory)
+        return freed
 
     def cut_after(self, position: positions.Position) -> None:
         """Drop every frame after ``position``. The caller has put them elsewhere, durably."""

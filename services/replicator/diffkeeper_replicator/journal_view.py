@@ -48,6 +48,11 @@ class JournalView:
         segments = self._segments()
         return segments[0][0] if segments else None
 
+    def sealed_sequence(self) -> int:
+        """The last sequence of the segments that are not appended to any more; 0 when there is none."""
+        segments = self._segments()
+        return segments[-1][0] - 1 if len(segments) > 1 else 0
+
     def size_bytes(self) -> int:
         return sum(path.stat().st_size for _, path in self._segments())
 

@@ -19,10 +19,12 @@ import numpy as np
 from diffkeeper.domain import clocks, deltas, frames, positions, trees
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op
 from diffkeeper.domain.moments import Point
+from diffkeeper_replicator.archives import Step
 
+_VERSION = 2
 _SCHEMA = """
 create table if not exists frame (
-    sequence integer primary key, epoch integer, parent_epoch integer, hash blob, origin text,
+    sequence integer primary key, epoch integer, parent_epoch integer, parent integer, hash blob, origin text,
     flags integer, fidelity integer, deltas integer, bytes integer, first_us integer, last_us integer,
     successor text, kept integer
 );
@@ -72,32 +74,37 @@ class PathIndex:
 
     # -- adding ----------------------------------------------------------------------------------------------
 
-    def add(self, frame: frames.Frame, columns: deltas.Columns, tree: trees.Tree) -> None:
-        """A frame, with the tree before it. Durable after ``commit``."""
-        header = frame.header
-        touches = _touches(columns, tree)
+    def add(self, step: Step, tree: trees.Tree) -> None:
+        """A step of the log, with the tree before it. Durable after ``commit``."""
+        touches: list[Touch] = []
+        if len(step.bodies) == 1:
+            touches = _touches(step.bodies[0], tree)
+        elif step.bodies:
+            touches = _touches_in_order((delta for body in step.bodies for delta in body), tree)
+        position, parent = step.tip.position, step.parent.position
         with self._lock:
             self._db.execute(
-                "insert or replace into frame values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
+                "insert or replace into frame values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
                 (
-                    frame.position.sequence,
-                    frame.position.epoch,
-                    header.parent.epoch,
-                    frame.hash,
-                    header.origin,
-                    int(header.flags),
-                    int(header.fidelity),
-                    header.count,
-                    header.body_bytes,
-                    clocks.to_micros(header.first),
-                    clocks.to_micros(header.last),
-                    header.successor,
+                    position.sequence,
+                    position.epoch,
+                    parent.epoch,
+                    parent.sequence,
+                    step.tip.hash,
+                    step.origin,
+                    step.flags,
+                    step.fidelity,
+                    sum(map(len, step.bodies)),
+                    step.body_bytes,
+                    clocks.to_micros(step.first),
+                    clocks.to_micros(step.last),
+                    step.successor,
                 ),
             )
             self._db.executemany(
                 "insert or replace into touch values (?, ?, ?, ?, ?)",
                 (
-                    (frame.position.sequence, self._id(touch.path), touch.ops, touch.deltas, touch.bytes)
+                    (position.sequence, self._id(touch.path), touch.ops, touch.deltas, touch.bytes)
                     for touch in touches
                 ),
             )
@@ -206,18 +213,28 @@ class PathIndex:
             )
         return {"frames": row[0], "deltas": row[1], "bytes": row[2]}
 
-    def barriers(self, first: int, last: int) -> list[int]:
-        """Sequences of the frames that end with a barrier."""
-        flag = int(frames.Flag.BARRIER)
-        return [
-            row[0]
-            for row in self._all(
-                "select sequence from frame where sequence between ? and ? and flags & ? order by sequence",
-                first,
-                last,
-                flag,
-            )
-        ]
+    def counts(self) -> tuple[int, int]:
+        """Frames known, and those that can be gone back to."""
+        row = self._one("select count(*), coalesce(sum(kept), 0) from frame")
+        return int(row[0]), int(row[1])
+
+    def last_with(self, flag: int) -> int | None:
+        """The last sequence whose frame carries a flag."""
+        found = self._one("select max(sequence) from frame where flags & ?", flag)[0]
+        return None if found is None else int(found)
+
+    def first_sequence(self) -> int:
+        return int(self._one("select coalesce(min(sequence), 0) from frame")[0])
+
+    def position_of(self, sequence: int) -> positions.Position | None:
+        row = self._one("select epoch, sequence from frame where sequence = ?", sequence)
+        return None if row is None else positions.Position(row[0], row[1])
+
+    def sizes(self, first: int, last: int) -> list[tuple[int, int]]:
+        """(sequence, bytes) of frames, in order."""
+        return self._all(
+            "select sequence, bytes from frame where sequence between ? and ? order by sequence", first, last
+        )
 
     def middle(self, first: positions.Position, last: positions.Position) -> tuple[Point | None, int]:
         """The kept point half-way between two others, and how many lie between them."""
@@ -331,7 +348,7 @@ def _touches_of_content(columns: deltas.Columns, tree: trees.Tree) -> list[Touch
 _NO_FILE = 1 << int(Op.BARRIER)
 
 
-def _touches_in_order(columns: deltas.Columns, tree: trees.Tree) -> list[Touch]:
+def _touches_in_order(run: Iterable[Delta], tree: trees.Tree) -> list[Touch]:
     """Names change: each delta counts for the path that its file has at that moment."""
     # Entries that this frame has made so far, in the place of those of the tree.
     moved: dict[int, tuple[int, bytes] | None] = {}
@@ -351,7 +368,7 @@ def _touches_in_order(columns: deltas.Columns, tree: trees.Tree) -> list[Touch]:
         return above + b"/" + name if above else name
 
     made = []
-    for delta in columns:
+    for delta in run:
         bit = 1 << int(delta.op)
         if delta.op is Op.BARRIER:
             continue
@@ -398,10 +415,25 @@ def _merged(touches: list[Touch]) -> list[Touch]:
 
 
 def _row(row: Sequence[Any]) -> dict[str, Any]:
-    sequence, epoch, parent_epoch, digest, origin, flags, fidelity, count, size, first, last, to, kept = row
+    (
+        sequence,
+        epoch,
+        parent_epoch,
+        parent,
+        digest,
+        origin,
+        flags,
+        fidelity,
+        count,
+        size,
+        first,
+        last,
+        to,
+        kept,
+    ) = row
     return {
         "position": f"{epoch}.{sequence}",
-        "parent": f"{parent_epoch}.{sequence - 1}",
+        "parent": f"{parent_epoch}.{parent}",
         "hash": bytes(digest).hex(),
         "origin": origin,
         "flags": [flag.name.lower() for flag in frames.Flag if flag & flags and flag.name],
@@ -421,7 +453,10 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("pragma journal_mode = wal")
         # It can be made again: it must be whole after a crash, and need not have the last moment.
         connection.execute("pragma synchronous = normal")
+        if connection.execute("pragma user_version").fetchone()[0] not in (0, _VERSION):
+            raise sqlite3.DatabaseError("another version's index: it is made again")
         connection.executescript(_SCHEMA)
+        connection.execute(f"pragma user_version = {_VERSION}")
         connection.execute("select max(sequence) from frame").fetchone()
         connection.execute("select max(path) from touch").fetchone()
     except sqlite3.DatabaseError:

@@ -17,12 +17,12 @@ from pathlib import Path
 import structlog
 
 from diffkeeper.domain import errors, frames, trees
-from diffkeeper_replicator import branches, safe_paths, surveys
-from diffkeeper_replicator.branches import Note
+from diffkeeper_replicator import orphan_branches, safe_paths, surveys
 from diffkeeper_replicator.handles import DEAD, Handles
 from diffkeeper_replicator.journal import Journal
 from diffkeeper_replicator.layout import Layout
 from diffkeeper_replicator.naming import Namer
+from diffkeeper_replicator.orphan_branches import Note
 from diffkeeper_replicator.surveys import Plan, Target
 
 _log = structlog.get_logger("reclaim")
@@ -82,7 +82,7 @@ def done(orphans: Path, name: str) -> None:
 
 
 def _survey(folder: Path, root_fd: int, journal: Journal, target: Target, left: Left) -> None:
-    writer = branches.Writer(folder, left.note)
+    writer = orphan_branches.Writer(folder, left.note)
     try:
         before = surveys.fingerprints(root_fd)
         entries = list(surveys.walk(root_fd))

@@ -83,10 +83,13 @@ class Replayer:
         return self._run_stamp or (self._queue[0][0].header.first if self._queue else 0)
 
     def deliver(self, kept: list[Kept]) -> None:
-        """Frames that the journal holds now."""
+        """Frames that the journal holds now. Those that find no room are read back from there, and so are all behind
+        them until the queue is empty: it has no holes.
+        """
         applied = self.applied.position
         for frame, columns in kept:
-            if frame.position > applied and self._queue_bytes < QUEUE_MAX_BYTES:
+            continues = not self._queue or self._queue[-1][0].position == frame.header.parent
+            if frame.position > applied and continues and self._queue_bytes < QUEUE_MAX_BYTES:
                 self._queue.append((frame, columns))
                 self._queue_bytes += frame.header.body_bytes
         self._wake.set()

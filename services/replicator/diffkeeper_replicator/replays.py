@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from diffkeeper.changes import Change
-from diffkeeper.domain import clocks, deltas, frames
+from diffkeeper.domain import clocks, deltas
 from diffkeeper.domain.deltas import Delta, Op
+from diffkeeper_replicator.archives import Step
 from diffkeeper_replicator.states import State
 
 
-def changes_of(state: State, frame: frames.Frame, columns: deltas.Columns) -> Iterator[Change]:
-    """The changes of one frame, and ``state`` brought past it. Content of files without a name is left out:
+def changes_of(state: State, step: Step) -> Iterator[Change]:
+    """The changes of one step, and ``state`` brought past it. Content of files without a name is left out:
     nobody can see it.
     """
-    first_us, last_us = clocks.to_micros(frame.header.first), -1
-    for delta in columns:
-        if delta.at_us != last_us:
-            last_us = delta.at_us
-            yield ("at", str(frame.position), first_us + delta.at_us)
-        yield from _change(state, delta)
-        one = deltas.Columns()
-        one.add(delta)
-        state.apply(state.tip, frame.header.last, one)
-    state.tip = frames.Tip(frame.position, frame.hash)
+    first_us, last_us = clocks.to_micros(step.first), -1
+    for columns in step.bodies:
+        for delta in columns:
+            if delta.at_us != last_us:
+                last_us = delta.at_us
+                yield ("at", str(step.tip.position), first_us + delta.at_us)
+            yield from _change(state, delta)
+            one = deltas.Columns()
+            one.add(delta)
+            state.apply(state.tip, step.last, one)
+    state.tip, state.stamp = step.tip, step.last
 
 
 def _change(state: State, delta: Delta) -> Iterator[Change]:

@@ -194,6 +194,21 @@ class Replica:
                     self._run_following()
                 raise _as_ours(error, "promoting") from error
 
+    async def trim_journal(self, sequence: int) -> int:
+        """Whole segments of the journal that the history holds and that this replica's tree checkpoint is
+        beyond go; how many bytes that freed.
+        """
+        async with self._changing:
+            intake, replayer = self.intake, self.replayer
+            if intake is None or replayer is None or replayer.directory is None:
+                return 0
+            state = await asyncio.to_thread(self.files.state)
+            if state is None:
+                return 0
+            upto = min(sequence, state.position.sequence, replayer.applied.position.sequence)
+            freed: int = await intake.in_thread(lambda: intake.journal.drop_upto(upto))
+            return freed
+
     async def rebuild(self) -> None:
         """Build the directory anew from the journal; what is in it now is moved aside, beside it.
 
@@ -286,8 +301,7 @@ class Replica:
     def _leave_tail(self, journal: Journal, role: Role) -> None:
         """Make a branch of frames that the chain goes on without, and go back to where it goes on. In a thread.
 
-        Where the directory cannot be brought back that way everything stays as it is: the intake then says why it
-        reads nothing.
+        Where the directory cannot be brought back everything stays as it is, and what is raised says why.
         """
         parent = self._parent_behind(role, journal.tip)
         note = self.files.note()
@@ -304,17 +318,9 @@ class Replica:
             self.now_us(),
             self.path,
         )
-        opened = directory.open_or_begin(
-            self.files, self.volume, self.path, journal, allow_setid=self.allow_setid
+        stepping_back.leave_tail(
+            self.files, self.path, journal, parent, branch, tail, allow_setid=self.allow_setid
         )
-        clean = False
-        try:
-            stepping_back.step_back(self.files, opened, journal, parent, branch)
-            clean = True
-        except errors.Refused as error:
-            _log.warning(error.message, reason=error.reason, hint=error.hint)
-        finally:
-            opened.close(clean=clean)
 
     async def _check_adopted(self, role: Role) -> None:
         """The caller forgets the tree state once it is answered, so the answer says whether it was used."""

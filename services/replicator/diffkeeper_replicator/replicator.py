@@ -10,6 +10,7 @@ from diffkeeper.domain import errors, volumes
 from diffkeeper.log import event_log
 from diffkeeper_replicator.cursor import Role, VolumeFiles
 from diffkeeper_replicator.replica import Replica, Spawn
+from diffkeeper_replicator.undo_log import Bounds
 
 
 class Replicator:
@@ -22,7 +23,9 @@ class Replicator:
         now_us: Callable[[], int],
         *,
         allow_setid: bool = False,
+        undo_bounds: Bounds | None = None,
     ) -> None:
+        self._undo_bounds = undo_bounds
         self.site = log.site
         self._log = log
         self._directory = directory
@@ -66,6 +69,11 @@ class Replicator:
             sizes[volume] = sum(path.stat().st_size for path in found)
         return sizes
 
+    async def trim_journal(self, volume: str, sequence: int) -> int:
+        """Let go of a volume's journal up to a sequence that its history holds; how many bytes that freed."""
+        replica = self.replicas.get(volume)
+        return 0 if replica is None else await replica.trim_journal(sequence)
+
     async def close(self) -> None:
         await asyncio.gather(*(replica.close() for replica in self.replicas.values()))
 
@@ -73,7 +81,7 @@ class Replicator:
         replica = Replica(
             volume,
             self._log,
-            VolumeFiles(self._directory / volume),
+            VolumeFiles(self._directory / volume, self._undo_bounds),
             self._volumes_directory / volume,
             self._spawn,
             self._now_us,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffkeeper.domain import clocks, errors, frames, positions
-from diffkeeper_replicator import verify
+from diffkeeper_replicator import history_base, verify
 from diffkeeper_replicator.journal import Journal
 from diffkeeper_replicator.replica import Replica
 
@@ -118,7 +118,7 @@ async def prove(replica: Replica) -> dict[str, Any]:
 def _prove_chain(journal: Journal) -> dict[str, Any]:
     count, tip = 0, journal.tip
     try:
-        for frame in journal.frames_after(positions.START):
+        for frame in journal.frames_from(journal.first):
             frame.columns()
             count += 1
             if frame.position == tip.position:
@@ -169,8 +169,9 @@ def _replayed(replica: Replica, journal: Journal, upto: positions.Position) -> d
     try:
         tree = scratch / "tree"
         tree.mkdir(mode=0o700)
-        log = islice(journal.frames_after(positions.START), upto.sequence)
-        verify.replay(replica.volume, log, tree, allow_setid=replica.allow_setid)
+        base = history_base.begin(replica.volume, replica.files.directory, journal, tree)
+        log = islice(journal.frames_from(journal.first), upto.sequence - base.position.sequence)
+        verify.replay_on(base, log, tree, allow_setid=replica.allow_setid)
         return verify.digest(tree)
     finally:
         shutil.rmtree(scratch)

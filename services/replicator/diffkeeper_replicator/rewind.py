@@ -127,22 +127,13 @@ class Rewinder:
         """The model: first every wrong name out, then every old one in."""
         for file_id in moved:
             self._handles.drop(file_id)
-            node = self._tree.nodes[file_id]
-            for parent, name in node.entries:
-                above = self._tree.nodes.get(parent)
-                if above is not None and above.children.get(name) == file_id:
-                    del above.children[name]
-            if file_id in nodes:
-                node.entries.clear()
-            else:
-                del self._tree.nodes[file_id]
-        for file_id, old in nodes.items():
-            if file_id not in self._tree.nodes:
-                self._tree.nodes[file_id] = trees.Node(old.kind, old.mode, old.uid, old.gid, old.target)
-        for file_id, old in nodes.items():
-            self._tree.nodes[file_id].entries.update(old.entries)
-            for parent, name in old.entries:
-                self._tree.nodes[parent].children[name] = file_id
+        self._tree.bring_back(
+            moved,
+            {
+                file_id: trees.Node(old.kind, old.mode, old.uid, old.gid, old.target, set(old.entries))
+                for file_id, old in nodes.items()
+            },
+        )
 
     def _lay(self, nodes: dict[int, OldNode], right: dict[int, tuple[int, bytes]]) -> None:
         entries = sorted(

@@ -21,3 +21,10 @@ class ReplicatorSettings(settings.Settings, frozen=True, kw_only=True):
     peers: tuple[str, ...] = ()
     # Carry set-user-id and set-group-id bits over to replicas.
     allow_setid: bool = False
+    # How much is kept to bring a replica backward: bytes and frames a volume; 0 bytes: nothing.
+    undo_bytes: int = 512 * 1024 * 1024
+    undo_frames: int = 100_000
+    # One more fsync before each run is applied: undo outlives a power cut too.
+    undo_durable: bool = False
+    # Where the repair service listens; asked for a frame that the streams do not give.
+    repair: str | None = None

@@ -50,7 +50,7 @@ class State:
         """The same state; the two share what has been read and spilled."""
         made = State(self.contents)
         made.tip, made.stamp = self.tip, self.stamp
-        made.tree = _copy_tree(self.tree)
+        made.tree = self.tree.copy()
         made.files = {file_id: extents.copy() for file_id, extents in self.files.items()}
         made.xattrs = {file_id: dict(found) for file_id, found in self.xattrs.items()}
         made.times = dict(self.times)
@@ -132,15 +132,3 @@ class State:
                     there[name] = value
             case _:
                 pass  # barriers and gaps change nothing; what has no name any more is gone
-
-
-def _copy_tree(tree: trees.Tree) -> trees.Tree:
-    made = trees.Tree()
-    made.nodes = {
-        file_id: trees.Node(
-            node.kind, node.mode, node.uid, node.gid, node.target, set(node.entries), dict(node.children)
-        )
-        for file_id, node in tree.nodes.items()
-    }
-    made.next_id = tree.next_id
-    return made

@@ -60,6 +60,11 @@ def status_of(replica: Replica) -> dict[str, Any]:
         "waiting_for": _waiting_for(replica),
         "error": trouble.to_dict() if trouble is not None else None,
         # What could not be carried over to this file system or may not be, by cause.
+        # The oldest position that the directory can be brought back to, and what keeping that takes.
+        "undo": {
+            "floor": str(opened.undo.floor) if opened is not None and opened.undo.floor is not None else None,
+            "bytes": opened.undo.log.size_bytes if opened is not None else 0,
+        },
         "left_out": opened.notes if opened is not None else {},
         "at_us": replica.now_us(),
     }

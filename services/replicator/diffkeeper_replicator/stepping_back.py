@@ -8,18 +8,63 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import msgspec
 import structlog
 
-from diffkeeper.domain import frames, trees
-from diffkeeper_replicator import branches, safe_paths, undo, undo_capture
-from diffkeeper_replicator.branches import Change, Kept, Note, Writer
+from diffkeeper.domain import errors, frames, trees
+from diffkeeper_replicator import directory as directories
+from diffkeeper_replicator import orphan_branches, reclaim, safe_paths, undo, undo_capture
 from diffkeeper_replicator.cursor import VolumeFiles
 from diffkeeper_replicator.directory import Directory
 from diffkeeper_replicator.journal import Journal
+from diffkeeper_replicator.orphan_branches import Change, Kept, Note, Writer
 
 _log = structlog.get_logger("replica")
 _READ_BYTES = 1 << 20
+
+
+# Where undo does not lead back, comparing with the journal does.
+_NOT_BY_UNDO = frozenset(
+    {"undo-out-of-reach", "undo-damaged", "undo-incomplete", "rewind-broken", "tree-state-missing"}
+)
+
+
+def leave_tail(
+    files: VolumeFiles,
+    path: Path,
+    journal: Journal,
+    parent: frames.Tip,
+    note: Note,
+    tail: Sequence[frames.Frame],
+    *,
+    allow_setid: bool,
+) -> None:
+    """Bring a directory and its journal back to ``parent``, by undo or else by comparing with the journal. Blocking;
+    again after a crash.
+    """
+    try:
+        opened = directories.open_or_begin(files, note.volume, path, journal, allow_setid=allow_setid)
+        clean = False
+        try:
+            step_back(files, opened, journal, parent, note)
+            clean = True
+        finally:
+            opened.close(clean=clean)
+    except errors.DiffKeeperError as error:
+        if error.reason not in _NOT_BY_UNDO:
+            raise
+        _log.warning("going back by comparing with the journal", why=error.message)
+        found = msgspec.structs.replace(note, name=f"{note.name}-found")
+        left = reclaim.Left(found, tail, {})
+        taken = reclaim.reclaim(files.orphans, path, journal, parent, left, allow_setid=allow_setid)
+        marker = f"compared@{parent.position}"
+        directories.take_over(
+            files, path, taken.state, taken.base_end, marker, allow_setid=allow_setid
+        ).close(clean=True)
+        reclaim.done(files.orphans, found.name)
+        journal.cut_after(parent.position)
 
 
 def step_back(
@@ -66,7 +111,7 @@ def _contents(
         try:
             size = os.fstat(fd).st_size
             if file_id in planned.born:
-                ranges = branches.copy_file(writer, fd, size)
+                ranges = orphan_branches.copy_file(writer, fd, size)
             else:
                 ranges = list(_read(fd, size, planned.ranges[file_id], writer))
         finally:

@@ -21,10 +21,10 @@ from blake3 import blake3
 from diffkeeper import atomic_files
 from diffkeeper.domain import errors, frames, positions, trees
 from diffkeeper.domain.deltas import ROOT_ID
-from diffkeeper_replicator import branches, reconcile, safe_paths
+from diffkeeper_replicator import orphan_branches, reconcile, safe_paths
 from diffkeeper_replicator.backward import Images, Piece
-from diffkeeper_replicator.branches import Change, Kept
 from diffkeeper_replicator.journal import Journal
+from diffkeeper_replicator.orphan_branches import Change, Kept
 
 _BLOCK_BYTES = 4096
 _READ_BYTES = 1 << 20
@@ -146,7 +146,9 @@ def identify(
 class Surveyor:
     """One comparison; ``run`` reads all and writes only into the branch and beside it."""
 
-    def __init__(self, root_fd: int, journal: Journal, target: Target, writer: branches.Writer) -> None:
+    def __init__(
+        self, root_fd: int, journal: Journal, target: Target, writer: orphan_branches.Writer
+    ) -> None:
         self._root_fd = root_fd
         self._journal = journal
         self._target = target
@@ -250,7 +252,7 @@ class Surveyor:
                 self._root_fd, found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
             )
             try:
-                change.ranges = branches.copy_file(self._writer, fd, found.status.st_size)
+                change.ranges = orphan_branches.copy_file(self._writer, fd, found.status.st_size)
             finally:
                 os.close(fd)
         return change

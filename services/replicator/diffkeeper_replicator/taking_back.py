@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffkeeper.domain import clocks, errors, frames, trees
-from diffkeeper_replicator import branches, directory, reclaim
+from diffkeeper_replicator import directory, orphan_branches, reclaim
 from diffkeeper_replicator.chains import Link
 from diffkeeper_replicator.cursor import DirectoryNote, Role, VolumeFiles
 from diffkeeper_replicator.journal import Journal
@@ -69,7 +69,7 @@ async def tail_of(wish: Wish, subscriber: Subscriber) -> list[frames.Frame]:
     """
     tip, tail = wish.parent, []
     found = [frame async for frame in subscriber.beyond(wish.link, wish.parent.position)]
-    spooled = list(branches.read_frames(wish.agent_tail)) if wish.agent_tail is not None else []
+    spooled = list(orphan_branches.read_frames(wish.agent_tail)) if wish.agent_tail is not None else []
     for frame in [*found, *spooled]:
         if frame.position.epoch == wish.epoch and frames.follows(tip, frame) is frames.Follows.NEXT:
             tail.append(frame)
@@ -122,11 +122,11 @@ def note_of(
     why: str,
     now_us: int,
     path: Path,
-) -> branches.Note:
+) -> orphan_branches.Note:
     """``branch.json`` of what ``site`` holds of an epoch beyond a parent. The name is that of neither time nor chance,
     so that what was broken off goes on with the same branch.
     """
-    return branches.Note(
+    return orphan_branches.Note(
         name=f"{site}-{epoch}-{parent.position.sequence}",
         volume=volume,
         site=site,

@@ -21,6 +21,8 @@ from diffkeeper_replicator.undo_records import OldFile, OldNode, OldRange, Recor
 
 _NOT_A_WRITE = re.compile(rb"[^\x02]")
 _MAKING = frozenset({Op.CREATE, Op.MKDIR, Op.SYMLINK, Op.MKFIFO})
+# An operation that is added later ends the chain of records until somebody thought about it.
+_UNDERSTOOD = re.compile(rb"[\x01-\x0f]*")
 # Beyond every file: what a truncation takes away.
 _END = 1 << 63
 # From here on holes are asked for and not read as zeros.
@@ -130,10 +132,13 @@ def _plan_names(found: Plan, tree: trees.Tree, op: Op, file_id: int, args: list[
 def capture(
     applier: Applier, run: list[deltas.Columns], before: frames.Tip, stamp: int, after: frames.Tip
 ) -> Record | None:
-    """The record of a run that was not begun yet; None when it takes more away than a record may hold.
+    """The record of a run that was not begun yet; None when it takes more away than a record may hold, or
+    has an operation that is not known here.
 
     Raises OSError, and what opening a file of the replica raises.
     """
+    if any(_UNDERSTOOD.fullmatch(columns.ops) is None for columns in run):
+        return None
     tree, handles = applier.tree, applier.handles
     planned = plan(tree, run)
     graves = tuple((file_id, applier.identities[file_id].inode) for file_id in sorted(planned.going))

@@ -99,7 +99,13 @@ def replay(
     """The log from its first frame applied to an empty directory; the state at its end. Raises what the
     applier raises.
     """
-    state = empty_state(volume, into)
+    return replay_on(empty_state(volume, into), log, into, allow_setid=allow_setid)
+
+
+def replay_on(
+    state: trees.TreeState, log: Iterable[frames.Frame], into: Path, *, allow_setid: bool = False
+) -> trees.TreeState:
+    """The same from a state on that ``into`` shows already."""
     root_fd = safe_paths.open_root(into)
     applier = Applier(root_fd, state.tree, state.identities, allow_setid=allow_setid)
     try:

@@ -14,12 +14,12 @@ from pathlib import Path
 import msgspec
 
 from diffkeeper import atomic_files
-from diffkeeper.domain import deltas, errors, frames, moments, positions
-from diffkeeper_replicator import checkpoints
+from diffkeeper.domain import errors, frames, moments, positions, retention
+from diffkeeper_replicator import archives, checkpoints
 from diffkeeper_replicator.chunk_store import ChunkStore
-from diffkeeper_replicator.journal_view import JournalView
 from diffkeeper_replicator.named_branches import Branches
 from diffkeeper_replicator.path_index import PathIndex
+from diffkeeper_replicator.state_builder import StateBuilder, apply, missing
 from diffkeeper_replicator.states import State
 
 # Of a replay, in bytes written; a delta costs as much as so many of them.
@@ -34,18 +34,21 @@ class Notes(msgspec.Struct):
     """``notes.json``: what people have said about moments."""
 
     tags: dict[str, str] = {}
+    policy: retention.Policy = retention.KEEP_ALL
 
 
 class VolumeHistory:
     def __init__(self, volume: str, folder: Path, store: ChunkStore, branch_folder: Path) -> None:
         self.volume = volume
-        self.folder = folder / "history"
-        self.checkpoints = self.folder / "checkpoints"
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob("spill-*"):
-            left.unlink(missing_ok=True)
+        self.builder = StateBuilder(volume, folder, store)
+        self.folder, self.checkpoints = self.builder.folder, self.builder.checkpoints
+        self.journal = self.builder.journal
+        for made in (self.checkpoints, self.builder.archives):
+            made.mkdir(parents=True, exist_ok=True)
+        for left in (*self.folder.glob("spill-*"), *self.builder.archives.glob(".new-*")):
+            if left.is_file():
+                left.unlink(missing_ok=True)
         self.store = store
-        self.journal = JournalView(folder / "journal")
         self.index = PathIndex(self.folder / "index.db")
         # Held while the history grows or shrinks.
         self.growing = threading.RLock()
@@ -54,8 +57,8 @@ class VolumeHistory:
         self._states: list[State] = []
         self._notes = self._read_notes()
         self.branches = Branches(self.folder, volume, branch_folder)
-        # Checkpoints that could not be read; passed over, and made again.
-        self.damaged: dict[positions.Position, str] = {}
+        self.damaged_archives: dict[str, str] = {}
+        self.mark_archived()
 
     def close(self) -> None:
         with self.growing:
@@ -63,28 +66,40 @@ class VolumeHistory:
 
     # -- growing ---------------------------------------------------------------------------------------------
 
-    def grow(self, most_frames: int = 1 << 30) -> int:
+    def grow(self, most_steps: int = 1 << 30) -> int:
         """Take in what the journal has by now; how many frames that was. Raises Corrupt for a damaged
         journal.
         """
         with self.growing:
             head = self._current_head()
+            is_new = head.position == positions.START
             count = 0
-            for frame in self._follow(head.position.sequence + 1):
-                if frames.follows(head.tip, frame) is not frames.Follows.NEXT:
+            for step in self.builder.steps(head.position.sequence):
+                if step.parent != head.tip:
                     break  # the tail was cut and written anew meanwhile; the next call begins from there
-                columns = frame.columns()
-                self.index.add(frame, columns, head.tree)
-                head.apply(frames.Tip(frame.position, frame.hash), frame.header.last, columns)
+                self.index.add(step, head.tree)
+                apply(head, step)
                 count += 1
                 if is_costly(head):
                     head = self._cut(head)
                 if count % _COMMIT_FRAMES == 0:
                     self.index.commit()
-                if count >= most_frames:
+                if count >= most_steps:
                     break
             self.index.commit()
+            if is_new and count:
+                self.mark_archived()
             return count
+
+    def mark_archived(self) -> None:
+        """What is folded away cannot be gone back to: the index is told by the archives themselves."""
+        for archive in archives.found(self.builder.archives):
+            try:
+                kept = archives.head(archive).kept
+            except errors.Corrupt as error:
+                self.damaged_archives[archive.path.name] = error.message
+                continue
+            self.index.mark_kept(archive.first, archive.last, kept)
 
     def cut_now(self) -> positions.Position:
         """A checkpoint of everything there is by now."""
@@ -95,16 +110,24 @@ class VolumeHistory:
                 self._cut(head)
             return head.position
 
-    def _follow(self, sequence: int) -> Iterator[frames.Frame]:
-        return self.journal.frames_from(sequence)
-
     def _current_head(self) -> State:
         """The state at the end of the index, the tail that the chain left behind taken off."""
         self._drop_left_tail()
         tip = self.index.tip()
         if self._head is None or self._head.tip != tip:
-            self._head = self._build(tip.position)
+            self._head = self.builder.build(
+                tip.position if tip.position != positions.START else self._origin()
+            )
         return self._head
+
+    def _origin(self) -> positions.Position:
+        """Where the log that is kept begins: older parts of it were let go up to a checkpoint."""
+        old = archives.found(self.builder.archives)
+        first = old[0].first if old else self.journal.first_sequence()
+        if first is None or first == 1:
+            return positions.START
+        before = [found for found in checkpoints.found(self.checkpoints) if found.sequence == first - 1]
+        return before[0] if before else positions.START
 
     def _drop_left_tail(self) -> None:
         tip = self.index.tip()
@@ -131,7 +154,7 @@ class VolumeHistory:
             checkpoints.write(self.checkpoints, self.volume, head, self.store)
         path = checkpoints.path_of(self.checkpoints, head.position)
         self._head = checkpoints.read(path, self.volume, self.store, self.folder)
-        self.damaged.pop(head.position, None)
+        self.builder.damaged.pop(head.position, None)
         return self._head
 
     # -- asking ----------------------------------------------------------------------------------------------
@@ -152,9 +175,12 @@ class VolumeHistory:
             state.apply(frames.Tip(position, frame.hash), frame.header.last, frame.columns(), upto)
             return state
         with self._asking:
-            found = next((state for state in self._states if state.position == position), None)
+            near = list(self._states)
+        found = next((state for state in near if state.position == position), None)
         if found is None:
-            found = self._build(position)
+            if self.index.at(position) is None and position != positions.START:
+                raise missing(position)
+            found = self.builder.build(position, near)
         with self._asking:
             self._states = [state for state in self._states if state is not found][-_KEPT_STATES + 1 :]
             self._states.append(found)
@@ -164,7 +190,7 @@ class VolumeHistory:
         """The frame itself, as long as the journal has it."""
         frame = self.journal.read(position.sequence)
         if frame is None or frame.position != position:
-            raise _missing(position)
+            raise missing(position)
         return frame
 
     def states_at(self, one: positions.Position, other: positions.Position) -> tuple[State, State]:
@@ -177,63 +203,17 @@ class VolumeHistory:
         if late != early:
             nearest = [found for found in checkpoints.found(self.checkpoints) if found <= late]
             if not nearest or nearest[-1] <= early:
-                last = self._go_on(first.copy(), late)
+                last = self.builder.go_on(first.copy(), late)
             else:
                 last = self.state_at(late)
         return (first, last) if one == early else (last, first)
 
-    def steps(
-        self, after: positions.Position, upto: positions.Position
-    ) -> Iterator[tuple[frames.Frame, deltas.Columns]]:
+    def steps(self, after: positions.Position, upto: positions.Position) -> Iterator[archives.Step]:
         """What happened after one position, up to and with another."""
-        for frame in self.journal.frames_from(after.sequence + 1):
-            if frame.position.sequence > upto.sequence:
+        for step in self.builder.steps(after.sequence):
+            if step.tip.position.sequence > upto.sequence:
                 return
-            yield frame, frame.columns()
-
-    def _build(self, position: positions.Position) -> State:
-        """From the nearest state or checkpoint before it, by replay."""
-        return self._go_on(self._nearest(position), position)
-
-    def _go_on(self, state: State, position: positions.Position) -> State:
-        if state.position != position:
-            for frame, columns in self.steps(state.position, position):
-                if frames.follows(state.tip, frame) is not frames.Follows.NEXT:
-                    raise _missing(position)
-                state.apply(frames.Tip(frame.position, frame.hash), frame.header.last, columns)
-        if state.position != position:
-            raise _missing(position)
-        return state
-
-    def _nearest(self, position: positions.Position) -> State:
-        """A state of one's own at or before a position."""
-        below = [
-            found for found in checkpoints.found(self.checkpoints) if found.sequence <= position.sequence
-        ]
-        with self._asking:
-            near = [state for state in self._states if state.position.sequence <= position.sequence]
-        best = max(near, key=lambda state: state.position, default=None)
-        while below:
-            checkpoint = below.pop()
-            if best is not None and best.position >= checkpoint:
-                break
-            state = self._load(checkpoint)
-            if state is not None:
-                return state
-        return best.copy() if best is not None else State.empty(self.folder)
-
-    def _load(self, position: positions.Position) -> State | None:
-        """A checkpoint; None, and noted, when it is damaged: an older one and the log give the same."""
-        try:
-            path = checkpoints.path_of(self.checkpoints, position)
-            state = checkpoints.read(path, self.volume, self.store, self.folder)
-        except errors.Corrupt as error:
-            self.damaged[position] = error.message
-            return None
-        except FileNotFoundError:
-            return None
-        told = self.index.hash_of(position.sequence)
-        return state if told in (None, state.tip.hash) else None
+            yield step
 
     # -- the timeline of WHEN --------------------------------------------------------------------------------
 
@@ -276,8 +256,25 @@ class VolumeHistory:
             tags = {key: value for key, value in self._notes.tags.items() if key != name}
             if position is not None:
                 tags[name] = str(position)
-            self._notes = Notes(tags)
-            atomic_files.write_bytes(self.folder / "notes.json", msgspec.json.encode(self._notes))
+            self._note(Notes(tags, self._notes.policy))
+
+    @property
+    def policy(self) -> retention.Policy:
+        return self._notes.policy
+
+    def set_policy(self, policy: retention.Policy) -> None:
+        """From the next pruning on; durable when this returns."""
+        with self.growing:
+            self._note(Notes(self._notes.tags, retention.check(policy)))
+
+    def forget_states(self) -> None:
+        """Remembered states may stand where no step leads on any more."""
+        with self._asking:
+            self._states.clear()
+
+    def _note(self, notes: Notes) -> None:
+        atomic_files.write_bytes(self.folder / "notes.json", msgspec.json.encode(notes))
+        self._notes = notes
 
     def _read_notes(self) -> Notes:
         try:
@@ -288,12 +285,3 @@ class VolumeHistory:
 
 def is_costly(state: State) -> bool:
     return state.replayed_bytes + DELTA_COST * state.replayed_deltas > REPLAY_MAX_COST
-
-
-def _missing(position: positions.Position) -> errors.NotFound:
-    return errors.NotFound(
-        f"the log here does not lead to {position}",
-        reason="not-kept",
-        hint="another site may have it; dkctl history shows what is kept",
-        position=str(position),
-    )

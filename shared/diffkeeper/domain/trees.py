@@ -1,14 +1,15 @@
 """The names and attributes of a volume: which file id stands under which entry, and what each id is.
 
-A ``Tree`` is a model in memory, without content. The capture agent keeps one to give ids and to resolve paths
-in the order of the log; a replica keeps one to turn ids back into paths. Both feed it the same deltas, so
-both agree. ``encode``/``decode`` make the tree state that is handed over between them at a position.
+A tree is a model, without content, in memory (``Tree``) or in a file (``diffkeeper.tree_store``). The capture
+agent keeps one to give ids and to resolve paths in the order of the log; a replica keeps one to turn ids back
+into paths. Both feed it the same deltas, so both agree. ``encode``/``decode`` make the tree state that is
+handed over between them at a position.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,17 +39,54 @@ class Node:
     target: bytes = b""  # of a symlink
     # Every (parent id, name) under which the node stands; a directory has one, an unlinked file none.
     entries: set[tuple[int, bytes]] = field(default_factory=set)
-    children: dict[bytes, int] = field(default_factory=dict)  # of a directory: name → id
+    children: Mapping[bytes, int] = field(default_factory=dict)  # of a directory: name → id
 
 
 class Tree:
-    """Not safe for threads; one owner. ``apply`` refuses what cannot be, and then changes nothing."""
+    """Not safe for threads; one owner. ``apply`` refuses what cannot be, and then changes nothing.
 
-    __slots__ = ("next_id", "nodes")
+    This one is in memory. What ``nodes`` gives is for looking at: whoever keeps a tree elsewhere overrides that
+    and the methods under "keeping", and gives copies.
+    """
+
+    __slots__ = ("_children", "_nodes", "next_id")
 
     def __init__(self) -> None:
-        self.nodes: dict[int, Node] = {ROOT_ID: Node(Kind.DIR, 0o755, 0, 0)}
+        self._nodes: dict[int, Node] = {}
+        # The same dictionaries as those of the nodes, which only this class may change.
+        self._children: dict[int, dict[bytes, int]] = {}
         self.next_id = FIRST_FREE_ID
+        self._add(ROOT_ID, Node(Kind.DIR, 0o755, 0, 0))
+
+    # -- keeping; callers have checked that it makes sense ---------------------------------------------------
+
+    @property
+    def nodes(self) -> Mapping[int, Node]:
+        return self._nodes
+
+    def _add(self, file_id: int, node: Node) -> None:
+        self._nodes[file_id] = node
+        if node.kind is Kind.DIR:
+            self._children[file_id] = {}
+            node.children = self._children[file_id]
+
+    def _drop(self, file_id: int) -> None:
+        del self._nodes[file_id]
+        self._children.pop(file_id, None)
+
+    def _name(self, file_id: int, parent: int, name: bytes) -> None:
+        self._children[parent][name] = file_id
+        self._nodes[file_id].entries.add((parent, name))
+
+    def _unname(self, file_id: int, parent: int, name: bytes) -> None:
+        del self._children[parent][name]
+        self._nodes[file_id].entries.discard((parent, name))
+
+    def _set_attributes(self, file_id: int, mode: int, uid: int, gid: int) -> None:
+        node = self._nodes[file_id]
+        node.mode, node.uid, node.gid = mode, uid, gid
+
+    # -- asking and taking -----------------------------------------------------------------------------------
 
     def child(self, parent: int, name: bytes) -> int | None:
         node = self.nodes.get(parent)
@@ -107,19 +145,36 @@ class Tree:
                 parent, name = args
                 if self._node(delta.file_id).kind is Kind.DIR:
                     raise _contradiction("a directory cannot have a second name")
-                self._enter(delta.file_id, parent, name)
+                self._check_free(parent, name)
+                self._name(delta.file_id, parent, name)
             case Op.UNLINK | Op.RMDIR:
                 self._unlink(delta, *args)
             case Op.RENAME:
                 self._rename(delta.file_id, *args)
             case Op.ATTR:
-                node = self._node(delta.file_id)
-                attrs = args[0]
-                node.mode = attrs.get("mode", node.mode)
-                node.uid = attrs.get("uid", node.uid)
-                node.gid = attrs.get("gid", node.gid)
+                node, attrs = self._node(delta.file_id), args[0]
+                if not attrs.keys().isdisjoint(_KEPT_ATTRIBUTES):
+                    mode, uid = attrs.get("mode", node.mode), attrs.get("uid", node.uid)
+                    self._set_attributes(delta.file_id, mode, uid, attrs.get("gid", node.gid))
             case _:
                 pass
+
+    def bring_back(self, moved: Iterable[int], nodes: Mapping[int, Node]) -> None:
+        """Undo: ids of ``moved`` leave their names, and go if ``nodes`` has them not; then those of ``nodes`` stand
+        where it says.
+        """
+        for file_id in moved:
+            for parent, name in list(self.nodes[file_id].entries):
+                self._unname(file_id, parent, name)
+        for file_id in moved:
+            if file_id not in nodes:
+                self._drop(file_id)
+        for file_id, old in nodes.items():
+            if file_id not in self.nodes:
+                self._add(file_id, Node(old.kind, old.mode, old.uid, old.gid, old.target))
+        for file_id, old in nodes.items():
+            for parent, name in old.entries:
+                self._name(file_id, parent, name)
 
     def _node(self, file_id: int) -> Node:
         node = self.nodes.get(file_id)
@@ -133,23 +188,17 @@ class Tree:
             raise _contradiction(f"file id {file_id} is not a directory")
         return node
 
+    def _check_free(self, parent: int, name: bytes) -> None:
+        if name in self._directory(parent).children:
+            raise _contradiction(f"{name!r} exists already in directory {parent}")
+
     def _make(self, file_id: int, node: Node, parent: int, name: bytes) -> None:
         if file_id in self.nodes or file_id < FIRST_FREE_ID:
             raise _contradiction(f"file id {file_id} exists already or cannot be given")
-        directory = self._directory(parent)
-        if name in directory.children:
-            raise _contradiction(f"{name!r} exists already in directory {parent}")
-        node.entries.add((parent, name))
-        directory.children[name] = file_id
-        self.nodes[file_id] = node
+        self._check_free(parent, name)
+        self._add(file_id, node)
+        self._name(file_id, parent, name)
         self.next_id = max(self.next_id, file_id + 1)
-
-    def _enter(self, file_id: int, parent: int, name: bytes) -> None:
-        directory = self._directory(parent)
-        if name in directory.children:
-            raise _contradiction(f"{name!r} exists already in directory {parent}")
-        directory.children[name] = file_id
-        self._node(file_id).entries.add((parent, name))
 
     def _unlink(self, delta: Delta, parent: int, name: bytes) -> None:
         directory = self._directory(parent)
@@ -160,14 +209,14 @@ class Tree:
             raise _contradiction(f"{name!r} in directory {parent} is of another kind")
         if node.children:
             raise _contradiction(f"directory {name!r} is not empty")
-        del directory.children[name]
-        self._drop_entry(delta.file_id, parent, name)
+        self._leave(delta.file_id, node, parent, name)
 
-    def _drop_entry(self, file_id: int, parent: int, name: bytes) -> None:
-        node = self.nodes[file_id]
-        node.entries.discard((parent, name))
-        if not node.entries:
-            del self.nodes[file_id]
+    def _leave(self, file_id: int, node: Node, parent: int, name: bytes) -> None:
+        """Take one name away, and the node with its last one."""
+        is_last = node.entries == {(parent, name)}
+        self._unname(file_id, parent, name)
+        if is_last:
+            self._drop(file_id)
 
     def _rename(
         self, file_id: int, src: int, src_name: bytes, dst: int, dst_name: bytes, exchange: bool
@@ -187,20 +236,13 @@ class Tree:
                 raise _contradiction(f"directory {dst_name!r} is not empty")
             if (self.nodes[other].kind is Kind.DIR) != (self.nodes[file_id].kind is Kind.DIR):
                 raise _contradiction(f"{dst_name!r} is of another kind")
-        node = self.nodes[file_id]
-        del source.children[src_name]
-        node.entries.discard((src, src_name))
-        if other is not None:
-            del target.children[dst_name]
-            if exchange:
-                replaced = self.nodes[other]
-                replaced.entries.discard((dst, dst_name))
-                source.children[src_name] = other
-                replaced.entries.add((src, src_name))
-            else:
-                self._drop_entry(other, dst, dst_name)
-        target.children[dst_name] = file_id
-        node.entries.add((dst, dst_name))
+        self._unname(file_id, src, src_name)
+        if other is not None and exchange:
+            self._unname(other, dst, dst_name)
+            self._name(other, src, src_name)
+        elif other is not None:
+            self._leave(other, self.nodes[other], dst, dst_name)
+        self._name(file_id, dst, dst_name)
 
     def _is_below(self, directory: int, ancestor: int) -> bool:
         """Whether ``directory`` is ``ancestor`` or stands below it."""
@@ -210,6 +252,33 @@ class Tree:
                 return True
             at = next(iter(self.nodes[at].entries))[0]
         return at == ancestor
+
+    def copy(self) -> Tree:
+        copies = (
+            (file_id, Node(node.kind, node.mode, node.uid, node.gid, node.target, set(node.entries)))
+            for file_id, node in self._nodes.items()
+        )
+        return Tree.of(copies, self.next_id)
+
+    @classmethod
+    def of(cls, nodes: Iterable[tuple[int, Node]], next_id: int) -> Tree:
+        """From nodes with their entries, in any order; raises KeyError when one stands below none of them."""
+        tree = cls()
+        tree._nodes.clear()
+        tree._children.clear()
+        places = []
+        for file_id, node in nodes:
+            places.append((file_id, node.entries))
+            node.entries = set()
+            tree._add(file_id, node)
+        for file_id, entries in places:
+            for parent, name in entries:
+                tree._name(file_id, parent, name)
+        tree.next_id = next_id
+        return tree
+
+
+_KEPT_ATTRIBUTES = frozenset({"mode", "uid", "gid"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,16 +352,11 @@ def decode(data: bytes) -> TreeState:
         fields: dict[str, Any] = msgpack.unpackb(packed, raw=False, strict_map_key=True)
         if fields["v"] != _STATE_VERSION:
             raise ValueError(f"version {fields['v']}")
-        tree = Tree()
-        tree.nodes.clear()
-        links: list[tuple[int, int, bytes]] = []
-        for file_id, kind, mode, uid, gid, target, entries in fields["nodes"]:
-            tree.nodes[file_id] = Node(Kind(kind), mode, uid, gid, target)
-            links.extend((file_id, parent, name) for parent, name in entries)
-        for file_id, parent, name in links:
-            tree.nodes[file_id].entries.add((parent, name))
-            tree.nodes[parent].children[name] = file_id
-        tree.next_id = fields["next"]
+        nodes = (
+            (file_id, Node(Kind(kind), mode, uid, gid, target, {(parent, name) for parent, name in entries}))
+            for file_id, kind, mode, uid, gid, target, entries in fields["nodes"]
+        )
+        tree = Tree.of(nodes, fields["next"])
         identities = {file_id: Identity(dev, ino, gen) for file_id, dev, ino, gen in fields["ids"]}
         return TreeState(
             fields["vol"],

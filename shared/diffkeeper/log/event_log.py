@@ -50,6 +50,9 @@ class EventLog(Protocol):
     async def create_mirror(self, origin: volumes.Origin) -> None:
         """Make this site's mirror of an origin stream of another site, or check it."""
 
+    async def origins(self) -> list[volumes.Origin]:
+        """The origins whose streams this site holds, its own and the mirrored ones."""
+
     async def last(self, origin: volumes.Origin) -> Stored | None:
         """The last message of the origin's stream as seen at this site (own stream or mirror); None when
         empty.

@@ -104,6 +104,11 @@ class MemoryEventLog:
             )
         self._broker.changed()
 
+    async def origins(self) -> list[volumes.Origin]:
+        self._broker.check_up(self.site)
+        held = [origin for site, origin in self._broker.streams if site == self.site]
+        return sorted(held, key=lambda origin: origin.stream)
+
     async def last(self, origin: volumes.Origin) -> event_log.Stored | None:
         count = len(self._broker.stream(self.site, origin).messages)
         if not count:

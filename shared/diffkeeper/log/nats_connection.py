@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+import nats.aio.client
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -25,6 +26,10 @@ REQUEST_TIMEOUT_S = 5.0
 # A connection on which nothing comes back is given up after about three of these.
 PING_INTERVAL_S = 3
 _RETRY_S = 0.1
+# The client reads and parses so much at a time; with its own 32 KiB a frame of a megabyte takes as long to receive
+# as to decompress. It has no option for that, only a constant of its module.
+_READ_BYTES = 256 * 1024
+nats.aio.client.DEFAULT_BUFFER_SIZE = _READ_BYTES
 _JS_NO_STREAM = 10059
 _JS_UNAVAILABLE = (408, 503)
 
@@ -91,7 +96,7 @@ class NatsConnection:
         """Connect for the first time; raises Unreachable, or Unauthorised when the server
         refuses the credentials.
         """
-        self._supervisor = asyncio.create_task(self._supervise(), name="nats-supervisor")
+        self.start()
         try:
             await self.session(timeout_s)
         except errors.Unreachable as error:
@@ -104,6 +109,10 @@ class NatsConnection:
                     hint="the secret of the deployment and that of its servers differ",
                 ) from error
             raise
+
+    def start(self) -> None:
+        """Begin to connect, without waiting for it: for servers that may be away for long."""
+        self._supervisor = asyncio.create_task(self._supervise(), name="nats-supervisor")
 
     @property
     def current(self) -> Session | None:

@@ -77,6 +77,22 @@ class NatsEventLog:
             )
         return cls(site, connection, replicas)
 
+    @classmethod
+    async def open(
+        cls,
+        site: str,
+        servers: Sequence[str],
+        *,
+        password: str,
+        user: str = nats_server.USER,
+        name: str = "diffkeeper",
+        replicas: int = 1,
+    ) -> Self:
+        """A log of a site that may be away for long: nothing is waited for, and each call says Unreachable meanwhile."""
+        connection = nats_connection.NatsConnection(servers, user, password, name)
+        connection.start()
+        return cls(site, connection, replicas)
+
     async def create_origin(self, origin: volumes.Origin) -> None:
         await self._create(nats_streams.origin_config(origin, self._replicas))
 
@@ -95,6 +111,19 @@ class NatsEventLog:
                     raise
                 found = await self._connection.api(f"{self._api}.STREAM.INFO.{name}")
         nats_streams.check(wanted, found["config"])
+
+    async def origins(self) -> list[volumes.Origin]:
+        found: list[volumes.Origin] = []
+        offset = 0
+        while True:
+            page = await self._connection.api(f"{self._api}.STREAM.LIST", {"offset": offset})
+            streams = page.get("streams") or []
+            found += [
+                one for one in map(nats_streams.origin_of, (s["config"] for s in streams)) if one is not None
+            ]
+            offset += len(streams)
+            if not streams or offset >= int(page["total"]):
+                return sorted(found, key=lambda origin: origin.stream)
 
     async def last(self, origin: volumes.Origin) -> event_log.Stored | None:
         # Asked for by its number, so that a damaged last message is an error and not the one before it.

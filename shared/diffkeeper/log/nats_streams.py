@@ -52,6 +52,22 @@ def mirror_config(origin: volumes.Origin, replicas: int) -> dict[str, Any]:
     }
 
 
+def origin_of(config: dict[str, Any]) -> volumes.Origin | None:
+    """Whose frames a stream holds, by its configuration; None for a stream that is none of ours."""
+    mirror = config.get("mirror")
+    if mirror is None:
+        tokens = [str(subject).split(".") for subject in config.get("subjects") or []]
+        if len(tokens) != 1 or len(tokens[0]) != 4 or tokens[0][0] != "dk" or tokens[0][3] != "frame":
+            return None
+        origin = volumes.Origin(tokens[0][1], tokens[0][2])
+    else:
+        # Volumes and sites may hold hyphens: only the API prefix says where the one ends and the other begins.
+        site = str((mirror.get("external") or {}).get("api", "")).removeprefix("$JS.").removesuffix(".API")
+        name = str(mirror.get("name", ""))
+        origin = volumes.Origin(name.removeprefix("dk-").removesuffix(f"-{site}"), site)
+    return origin if origin.stream == config.get("name") else None
+
+
 def api_prefix(domain: str) -> str:
     return f"$JS.{domain}.API"
 

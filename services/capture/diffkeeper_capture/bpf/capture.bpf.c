@@ -12,8 +12,8 @@
  *
  * Files, from the ground up: dk_bpf.h (helpers, kernel structures), dk_record.h (what crosses to the agent),
  * dk_syscalls.h and dk_calls.h (numbers, classes), dk_find.h (file and volume), dk_tasks.h (between enter and
- * exit), dk_emit.h (ring and order), dk_write.h, dk_names.h (the two rich records), then the handlers:
- * dk_content.h, dk_pages.h, dk_others.h, dk_paths.h, dk_async.h.
+ * exit), dk_emit.h (ring and order), dk_hold.h (who waits after a call), dk_write.h, dk_names.h (the two rich
+ * records), then the handlers: dk_content.h, dk_pages.h, dk_others.h, dk_paths.h, dk_async.h.
  */
 #include "dk_bpf.h"
 #include "dk_record.h"
@@ -25,6 +25,7 @@ struct dk_state state SEC(".bss.state");
 #include "dk_find.h"
 #include "dk_tasks.h"
 #include "dk_emit.h"
+#include "dk_hold.h"
 #include "dk_write.h"
 #include "dk_names.h"
 #include "dk_content.h"
@@ -121,6 +122,8 @@ int dk_sys_exit(u64 *ctx)
 	/* Classes below TIMED have nothing to clean up after a failed call. */
 	if (class < TIMED && ret < 0 && ret > -4096)
 		return 0;
+	if (class >= TIMED)
+		hold_if_pressed(task);
 	switch (class) {
 	case WRITING:
 		return on_write(task, regs, nr, ret);

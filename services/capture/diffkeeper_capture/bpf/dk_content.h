@@ -77,6 +77,7 @@ static int on_write(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 
 	certain = place(file, inode, before, w.flags & FLAG_APPEND, by_position, ARG3(regs), ret, &from, &to);
 	if (unlikely(!certain)) {
 		emit_reread(w.volume, inode, w.begun, w.flags | FLAG_OVERLAPPED, from, to, nr);
+		hold_if_gated(task, w.volume, w.flags);
 		return 0;
 	}
 	w.offset = from;
@@ -97,6 +98,7 @@ static int on_write(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 
 		w.segments = ARG2(regs);
 	}
 	emit_write(task, &w);
+	hold_if_gated(task, w.volume, w.flags);
 	return 0;
 }
 
@@ -153,8 +155,11 @@ static int on_range(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 
 	volume = volume_to_tell(task, mine, file, inode, begun, nr);
 	if (volume == NO_VOLUME)
 		return 0;
-	if (nr == NR_fallocate)
-		return tell_allocated(regs, volume, inode, begun, ret);
+	if (nr == NR_fallocate) {
+		tell_allocated(regs, volume, inode, begun, ret);
+		hold_if_gated(task, volume, write_flags(file, 0));
+		return 0;
+	}
 	to = inode->i_size;
 	if (nr != NR_ioctl) {
 		if (nr != NR_sendfile)
@@ -171,6 +176,8 @@ static int on_range(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 
 		}
 	}
 	emit_reread(volume, inode, begun, write_flags(file, 0), from, to, nr);
+	if (nr != NR_ioctl)
+		hold_if_gated(task, volume, write_flags(file, 0));
 	return 0;
 }
 

@@ -95,7 +95,7 @@ struct ring {
 	u64 bytes;
 	u64 *consumer;
 	u64 position;
-	u64 stride; /* our position is told to the kernel this seldom */
+	u64 stride; /* our position is told to the kernel this seldom; 0: never, somebody else does */
 	u64 told;
 	u64 taken;
 	u32 stopped_by; /* index of the lane that is full */
@@ -207,6 +207,8 @@ static void put(struct lane *lane, const struct record *head, const u8 *payload,
 
 static void tell(struct ring *ring)
 {
+	if (!ring->stride)
+		return;
 	__atomic_store_n(ring->consumer, ring->position, __ATOMIC_RELEASE);
 	ring->told = ring->position;
 }
@@ -265,7 +267,7 @@ u32 dk_take(struct ring *ring, u64 end, u64 most, struct lane *const *lanes, u32
 		}
 		length &= ~(BUSY | DISCARDED);
 		ring->position += ((u64)length + 15) & ~7ull;
-		if (ring->position - ring->told >= ring->stride)
+		if (ring->stride && ring->position - ring->told >= ring->stride)
 			tell(ring);
 	}
 	tell(ring);

@@ -144,6 +144,37 @@ def failover(
     return output.show(figures.answer(report), form)
 
 
+@bench.command()
+@_seconds(20)
+@click.option("--postgres/--no-postgres", default=True, help="Also pgbench, where PostgreSQL is installed.")
+@_place
+@options.form
+def history(seconds: float, postgres: bool, work: Path | None, form: str) -> exits.Exit:
+    """How small the log of every write is, and how long any moment of it takes to be there again."""
+    from dkctl.bench import figures
+    from dkctl.bench import history as measurement
+    from dkctl.bench import postgres as pgbench
+
+    with _folder(work) as folder:
+        report = measurement.measure(folder, pgbench.folder() if postgres else None, seconds, output.say)
+    return output.show(figures.answer(report), form)
+
+
+@bench.command()
+@click.option("--geometry", "geometries", metavar="K+M", multiple=True, help="Such as 2+8; may be repeated.")
+@click.option("--segments", type=click.IntRange(min=1), default=8, show_default=True, help="Of 8 MiB each.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="The best one counts."
+)
+@options.form
+def erasure(geometries: tuple[str, ...], segments: int, rounds: int, form: str) -> exits.Exit:
+    """Coding segments into shards and back, hashing included, beside pyeclib alone."""
+    from dkctl.bench import erasure as measurement
+    from dkctl.bench import figures
+
+    return output.show(figures.answer(measurement.measure(geometries, segments, rounds, output.say)), form)
+
+
 @contextlib.contextmanager
 def _folder(work: Path | None) -> Iterator[Path]:
     """A folder that an unprivileged server can reach too; removed at the end."""

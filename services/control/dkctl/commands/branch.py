@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dkctl import client, exits, options, output, when
+from dkctl import client, exits, options, orphan_branches, output, when
 from dkctl.output import Column
 
 COLUMNS = [
@@ -31,7 +31,13 @@ class _Branch(click.Group):
 
 @click.group(cls=_Branch)
 def branch() -> None:
-    """Writable copies of a volume: create (or dkctl branch VOLUME NAME [--at WHEN]), list, drop."""
+    """Writable copies of a volume: create (or dkctl branch VOLUME NAME [--at WHEN]), list, drop.
+
+    Also what fenced writers left behind, the orphan branches: list, merge, drop, and dkctl diff VOLUME branch:NAME main.
+    """
+
+
+branch.add_command(orphan_branches.merge)
 
 
 @branch.command()
@@ -58,18 +64,23 @@ def create(volume: str, name: str, at: str, directory: Path, form: str) -> exits
 @options.directory
 @options.form
 def list_(volume: str, directory: Path, form: str) -> exits.Exit:
-    """Show the branches of VOLUME."""
-    found = client.Control.of(directory).history(volume, "branches")["branches"]
+    """Show the branches of VOLUME, and the orphan branches that fenced writers left."""
+    control = client.Control.of(directory)
+    found = control.history(volume, "branches")["branches"]
+    left = control.branches(volume)["branches"]
     rows = [
         one | {"at": output.moment(one["at_us"]), "created": output.moment(one["created_us"])}
         for one in found
     ]
     answer = output.Answer(
-        f"{len(rows)} branches of {volume}.",
-        {"volume": volume, "branches": found},
-        tables=[output.Table(COLUMNS, rows)],
-        items=found,
-        names=[one["name"] for one in found],
+        f"{len(rows)} branches of {volume}, {len(left)} orphan branches.",
+        {"volume": volume, "branches": found, "orphans": left},
+        tables=[
+            output.Table(COLUMNS, rows),
+            output.Table(orphan_branches.COLUMNS, orphan_branches.rows_of(left)),
+        ],
+        items=[*found, *left],
+        names=[one["name"] for one in (*found, *left)],
     )
     return output.show(answer, form)
 
@@ -78,12 +89,19 @@ def list_(volume: str, directory: Path, form: str) -> exits.Exit:
 @click.argument("volume")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--accept-loss", is_flag=True, help="Of an orphan branch: do not have its name typed.")
 @options.directory
 @options.form
-def drop(volume: str, name: str, yes: bool, directory: Path, form: str) -> exits.Exit:
-    """Remove a branch, with everything that was written in it."""
+def drop(volume: str, name: str, yes: bool, accept_loss: bool, directory: Path, form: str) -> exits.Exit:
+    """Remove a branch, with everything that was written in it.
+
+    What only an orphan branch holds is lost with it, so its name is to be typed.
+    """
     from dkctl import confirm
 
+    control = client.Control.of(directory)
+    if orphan_branches.is_one(control, volume, name):
+        return orphan_branches.drop_for_good(control, volume, name, accepted=accept_loss, form=form)
     confirm.traffic(f"Branch {name} of {volume} and all that was written in it go.", yes=yes)
-    found = client.Control.of(directory).history(volume, f"branches/{name}", method="DELETE")
+    found = control.history(volume, f"branches/{name}", method="DELETE")
     return output.show(output.Answer(f"Branch {name} of {volume} is gone.", found, names=[name]), form)

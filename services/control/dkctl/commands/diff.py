@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dkctl import client, exits, options, output, when
+from dkctl import client, exits, options, orphan_branches, output, when
 from dkctl.output import Column
 
 COLUMNS = [
@@ -22,12 +22,20 @@ COLUMNS = [
 ]
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 _HEX_A_LINE = 16
+MAIN = "main"
+
+
+class _ToType(when.WhenType):
+    """Also ``main``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return MAIN if value == MAIN else super().convert(value, param, ctx)
 
 
 @click.command()
 @click.argument("volume")
 @click.argument("from_", metavar="FROM", type=when.WHEN)
-@click.argument("to", type=when.WHEN)
+@click.argument("to", type=_ToType())
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option("--stat", is_flag=True, help="Which paths and how many bytes, without the content.")
 @click.option("--exit-code", is_flag=True, help="Exit code 1 when there are differences.")
@@ -45,15 +53,25 @@ def diff(
 ) -> exits.Exit:
     """Show what changed in VOLUME between two moments.
 
-    Text is shown line by line, SQLite databases by table and row, other files by ranges.
+    Text is shown line by line, SQLite databases by table and row, other files by ranges. TO may be main, the main line
+    as it is: an orphan branch (branch:NAME) is compared with it byte for byte.
     """
+    control = client.Control.of(directory)
+    if to == MAIN:
+        name = from_.removeprefix("branch:")
+        if name != from_ and orphan_branches.is_one(control, volume, name):
+            path = paths[0] if paths else None
+            return orphan_branches.show_comparison(
+                control, volume, name, path, stat=stat, exit_code=exit_code, form=form
+            )
+        to = "latest"
     query: client.Query = [
         ("from", from_),
         ("to", to),
         *(("path", when.raw(path)) for path in paths),
         ("stat", "1" if stat else "0"),
     ]
-    found = client.Control.of(directory).history(volume, "diff", query)
+    found = control.history(volume, "diff", query)
     code = exits.Exit.ATTENTION if exit_code and found["changes"] else exits.Exit.DONE
     answer = of_diff(found, code)
     shown = output.show(answer, form)

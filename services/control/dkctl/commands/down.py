@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from diffkeeper import pins
 from diffkeeper.domain import errors
 from dkctl import client, daemon, deployments, exits, options, output
 
@@ -47,6 +48,7 @@ def _everything(directory: Path, timeout_s: float, form: str) -> exits.Exit:
         process for process in deployment.processes() if daemon.is_running(process.pid, process.start_ticks)
     ]
     if not noted:
+        _remove_pins(directory)
         verdict = f"Nothing of the deployment in {directory} was running."
         return output.show(output.Answer(verdict, {"directory": str(directory), "stopped": []}), form)
     try:
@@ -58,10 +60,17 @@ def _everything(directory: Path, timeout_s: float, form: str) -> exits.Exit:
         output.say("control is gone; taking over what it left behind ...")
         _take_over_and_stop(directory, timeout_s)
     _wait_for_end(directory, noted, timeout_s)
+    _remove_pins(directory)
     names = [process.name for process in noted]
     data = {"directory": str(directory), "stopped": [{"name": one.name, "pid": one.pid} for one in noted]}
     verdict = f"The deployment in {directory} is down: {len(names)} processes stopped, the data kept."
     return output.show(output.Answer(verdict, data, names=names), form)
+
+
+def _remove_pins(directory: Path) -> None:
+    """What agents that were killed left in the kernel; those that stopped in order left nothing."""
+    for capture in sorted(directory.glob("sites/*/capture")):
+        pins.remove(capture)
 
 
 def _wait_for_end(directory: Path, noted: list[deployments.Process], timeout_s: float) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from diffkeeper.domain import errors
+from diffkeeper.domain import errors, stop_signals
 from dkctl import capturing, child, client, exits, options, output
 
 PATH_PLACEHOLDER = "{path}"
@@ -25,6 +25,25 @@ FAILOVER_WAIT_S = 60.0
 @click.argument("volume")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @capturing.options
+@click.option(
+    "--stop-signal",
+    default=stop_signals.DEFAULT,
+    show_default=True,
+    metavar="SIGNAL",
+    help="How a planned handover asks COMMAND to end; PostgreSQL wants INT.",
+)
+@click.option(
+    "--io-uring",
+    type=click.Choice(["refuse", "allow"]),
+    default="refuse",
+    show_default=True,
+    help="What is synced by io_uring cannot be held; allow it for a program that does not rely on that.",
+)
+@click.option(
+    "--hard-limit",
+    is_flag=True,
+    help="Stop COMMAND for an instant when it writes faster than can be captured, instead of a gap.",
+)
 @capturing.door_options
 @options.directory
 def run(
@@ -37,6 +56,9 @@ def run(
     mode: str,
     probe: str,
     no_wait: bool,
+    stop_signal: str,
+    io_uring: str,
+    hard_limit: bool,
     listen: str | None,
     forward: int | None,
     hold_max: int,
@@ -66,6 +88,9 @@ def run(
         "cwd": str(Path.cwd()),
         "uid": os.getuid(),
         "gid": os.getgid(),
+        "stop_signal": stop_signals.parse(stop_signal),
+        "io_uring": io_uring == "allow",
+        "hard_limit": hard_limit,
         "front_door": door,
     }
     ready = control.run(volume, request)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from diffkeeper.domain import errors
-from dkctl import client, daemon, exits, options, output
+from dkctl import client, daemon, deployments, exits, options, output
 from dkctl.output import Column
 
 PROCESS_COLUMNS = [
@@ -26,12 +26,26 @@ PROCESS_COLUMNS = [
 @click.command()
 @click.option("--sites", metavar="NAMES", help="Comma-separated; east,west for a new deployment.")
 @click.option("--site", metavar="SITE", help="Only start this site again, which was stopped or killed.")
+@click.option(
+    "--storage-nodes",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Keep the log also as erasure-coded segments on so many nodes; more than before adds some.",
+)
+@click.option("--parity", metavar="K+M", help="Data and parity shards of a segment, such as 2+8; else by N.")
 @click.option("--detach", "-d", is_flag=True, help="Return once everything runs, and leave it running.")
 @options.timeout(60.0)
 @options.directory
 @options.form
 def up(
-    sites: str | None, site: str | None, detach: bool, timeout_s: float, directory: Path, form: str
+    sites: str | None,
+    site: str | None,
+    storage_nodes: int | None,
+    parity: str | None,
+    detach: bool,
+    timeout_s: float,
+    directory: Path,
+    form: str,
 ) -> int:
     """Start a whole deployment on this machine, or take over what still runs of one.
 
@@ -45,9 +59,10 @@ def up(
     directory = directory.absolute()
     running = daemon.status_of(directory)
     if running is not None:
+        _check_same_storage(directory, storage_nodes, parity)
         return _runs_already(running, sites, directory, form, detach=detach)
     log_start = daemon.log_size(directory)
-    process = daemon.start(directory, sites)
+    process = daemon.start(directory, sites, storage_options(storage_nodes, parity))
     # To be asked to end is the same as Ctrl-C: what was started is stopped in order.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -113,6 +128,24 @@ def _runs_already(
         )
     verdict = f"The deployment in {directory} runs already: {', '.join(has)}."
     return output.show(what_runs(status, directory, verdict), form)
+
+
+def storage_options(storage_nodes: int | None, parity: str | None) -> list[str]:
+    return [
+        *(["--storage-nodes", str(storage_nodes)] if storage_nodes is not None else []),
+        *(["--parity", parity] if parity is not None else []),
+    ]
+
+
+def _check_same_storage(directory: Path, storage_nodes: int | None, parity: str | None) -> None:
+    storage = deployments.need(directory).note.get("storage") or {"nodes": {}, "geometry": None}
+    more = storage_nodes is not None and storage_nodes != len(storage["nodes"])
+    if more or (parity is not None and parity != storage["geometry"]):
+        raise errors.Refused(
+            f"the deployment in {directory} runs with {len(storage['nodes'])} storage nodes; nothing was changed",
+            reason="storage-differs",
+            hint=f"dkctl down --dir {directory}, then dkctl up with the new figures; the data stay",
+        )
 
 
 def _stay(process: subprocess.Popen[bytes]) -> int:

@@ -1,0 +1,144 @@
+"""From shards found anywhere to the segment they are of. Pure but for its use of the processor.
+
+Nothing a shard says is believed for being said: headers that disagree are grouped, each group is decoded, and what
+comes out must have the hash whose beginning is the segment's name. What the segment is (volume, origin, places) is
+then read from the segment itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from diffkeeper.domain import errors, manifests, segments, shard_headers, stripes
+from diffkeeper_repair import coder
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard whose header holds. ``source`` is where it was found: a node, a file."""
+
+    header: shard_headers.Header
+    payload: bytes | memoryview
+    source: str
+    was_repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    segment: segments.Segment
+    data: bytes
+    segment_hash: bytes
+    # Shards that agree with themselves and not with the segment.
+    liars: Sequence[Shard]
+
+
+def open_shard(data: bytes, source: str, stripe: shard_headers.Stripe | None = None) -> Shard:
+    """A shard from bytes nobody vouches for, which must be one of ``stripe`` where that is given; raises Corrupt."""
+    shard = open_header(data, source, stripe)
+    shard_headers.check_payload(shard.header, shard.payload)
+    return shard
+
+
+def open_header(data: bytes, source: str, stripe: shard_headers.Stripe | None = None) -> Shard:
+    """The same without asking the payload's digest, only its length: the segment's hash says as much about all of
+    them, in less time, as long as nothing is wrong.
+    """
+    header, was_repaired = shard_headers.decode(data)
+    if stripe is not None and header.key.stripe != stripe:
+        raise errors.Corrupt(
+            f"a shard of {header.span.volume} {header.key.stripe.segment} stands in the place of one of "
+            f"{stripe.volume} {stripe.segment}; it was not used",
+            reason="foreign-shard",
+            hint="the node returned with another disk; what it misses is made anew",
+        )
+    payload = memoryview(data)[shard_headers.HEADER_BYTES :]
+    shard_headers.check_length(header, payload)
+    return Shard(header, payload, source, was_repaired)
+
+
+def sift(shards: Sequence[Shard]) -> tuple[list[Shard], list[Shard]]:
+    """Those whose payloads have their digest, and the others."""
+    good: list[Shard] = []
+    bad: list[Shard] = []
+    for shard in shards:
+        try:
+            shard_headers.check_payload(shard.header, shard.payload)
+        except errors.Corrupt:
+            bad.append(shard)
+        else:
+            good.append(shard)
+    return good, bad
+
+
+def assemble(stripe: shard_headers.Stripe, shards: Sequence[Shard]) -> Assembled:
+    """The segment of a stripe; raises Corrupt when these shards do not give it."""
+    groups: dict[tuple[bytes, int], list[Shard]] = {}
+    for shard in shards:
+        groups.setdefault((shard.header.segment_hash, shard.header.segment_bytes), []).append(shard)
+    trouble: errors.Corrupt | None = None
+    for (digest, size), group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        try:
+            data, wrong = coder.decode_believed(
+                stripe.geometry, [(one.header.index, one.payload) for one in group], size, digest
+            )
+            segment = segments.decode(data, digest)
+            if segment.volume != stripe.volume:
+                raise errors.Corrupt(
+                    f"the segment {stripe.segment} is of volume {segment.volume}, not {stripe.volume}",
+                    reason="foreign-shard",
+                )
+        except errors.Corrupt as error:
+            trouble = trouble or error
+            continue
+        outside = [shard for shard in shards if shard not in group]
+        return Assembled(segment, data, digest, [*(group[place] for place in wrong), *outside])
+    raise trouble or errors.Corrupt(
+        f"no shard is left of segment {stripe.segment} of {stripe.volume}; it cannot be read",
+        reason="too-few-shards",
+        hint="bring back a node that held one of them, or add its directory to dkctl rescue --from",
+        have=0,
+        need=stripe.geometry.data,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A segment with all its shards' payloads, ready to be written."""
+
+    data: bytes
+    segment_hash: bytes
+    span: segments.Span
+    geometry: stripes.Geometry
+    payloads: Sequence[memoryview]
+    digests: tuple[bytes, ...]
+
+    def manifest(self, epoch: int, placed: dict[int, str], sealed_us: int) -> manifests.Manifest:
+        return manifests.Manifest(
+            self.geometry,
+            epoch,
+            self.segment_hash,
+            len(self.data),
+            self.span,
+            self.digests,
+            placed,
+            sealed_us,
+        )
+
+    def shard(self, index: int, epoch: int) -> tuple[shard_headers.Key, bytes]:
+        """The whole shard of an index, and what it is called."""
+        header = self.manifest(epoch, {}, 0).header(index)
+        return header.key, b"".join((shard_headers.encode(header), self.payloads[index]))
+
+
+def code(segment: segments.Segment, geometry: stripes.Geometry) -> Coded:
+    return code_bytes(segment, segments.encode(segment), geometry)
+
+
+def code_bytes(segment: segments.Segment, data: bytes, geometry: stripes.Geometry) -> Coded:
+    """Blocks for as long as coding and hashing take."""
+    payloads = coder.of(geometry).encode(data)
+    digests = tuple(blake3(payload).digest() for payload in payloads)
+    return Coded(data, blake3(data).digest(), segment.span(), geometry, payloads, digests)

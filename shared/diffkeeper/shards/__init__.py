@@ -1,0 +1,1 @@
+"""Where shards stand: the port to one storage node, and its adapters."""
