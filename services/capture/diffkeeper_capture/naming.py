@@ -207,6 +207,10 @@ class Naming:
         resolved = self._resolver.target(base, path)
         file_id = self._placer.must_be_known(record, self._placer.placed(record, base, path, resolved))
         self._truncated_ns = record.end_ns
+        if file_id is not None and not self._shadow.is_file(file_id):
+            # Only files can be cut: another one has this name by now.
+            self._doubts.place_of(self._shadow.tree, file_id)
+            file_id = None
         if isinstance(resolved, Place | Lost) and (
             file_id is None or not self._doubts.is_news(record.end_ns)
         ):

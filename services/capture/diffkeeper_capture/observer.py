@@ -188,7 +188,7 @@ class Observer:
         self.unseen.note_writer(record.tgid)
         if record.flags & Flag.UNLINKED:
             return
-        file_id = self._known_id(record)
+        file_id = self._file_of(record)
         if file_id is None:
             return
         self.contents.touch(file_id)
@@ -221,7 +221,7 @@ class Observer:
         call = call_name(record.extra)
         if call != "AIO":  # whose end is told by a worker of the kernel
             self.unseen.note_writer(record.tgid)
-        file_id = self._known_id(record)
+        file_id = self._file_of(record)
         if file_id is None:
             return
         if call not in PLAIN_WRITES:
@@ -240,7 +240,7 @@ class Observer:
         if record.flags & Flag.CREATED:
             self._naming.making.created(record, bytes(payload))
         if record.flags & Flag.TRUNCATED:
-            file_id = self._known_id(record)
+            file_id = self._file_of(record)
             if file_id is not None:
                 self._truncate(file_id, 0, record)
         self._after_naming(record)
@@ -249,7 +249,7 @@ class Observer:
         if record.flags & Flag.UNLINKED:
             return
         self.unseen.note_writer(record.tgid)
-        file_id = self._known_id(record)
+        file_id = self._file_of(record)
         if file_id is not None:
             self._truncate(file_id, record.aux, record)
 
@@ -263,7 +263,7 @@ class Observer:
         if record.flags & Flag.UNLINKED:
             return
         self.unseen.note_writer(record.tgid)
-        file_id = self._known_id(record)
+        file_id = self._file_of(record)
         if file_id is None:
             return
         self.contents.touch(file_id)
@@ -369,6 +369,15 @@ class Observer:
             self._missed(record)
             return None
         return file_id
+
+    def _file_of(self, record: Record) -> int | None:
+        """The same for a change of content, which only a regular file has."""
+        file_id = self._known_id(record)
+        if file_id is None or self.shadow.is_file(file_id):
+            return file_id
+        self.shadow.unbind(file_id)  # its number was given to a file
+        self._missed(record)
+        return None
 
     def _described_id(self, record: Record) -> int | None:
         if record.volume == NO_VOLUME and not self._is_known_here(record):
