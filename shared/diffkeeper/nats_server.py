@@ -1,12 +1,11 @@
-"""One nats-server of a site as a child process: its configuration, a start that is checked, an ordered stop,
-adoption.
+"""One nats-server as a child process: a start that is checked, an ordered stop, adoption. What it is told is
+``nats_config``.
 
 What it promises: after ``start`` or ``adopt`` the server answers, JetStream is on in the domain of the site,
 and every message is fsynced before it is acknowledged (``sync_interval: always``); anything else is
 Misconfigured, because receipts would not be true. Servers run in their own session and outlive their starter,
 so that the next ``dkctl up`` can adopt them; a process is known by its id together with its start time, never
-by the id alone. Sites are joined by leaf-node links: core subjects cross them, JetStream domains stay apart,
-and a mirror reaches the other domain through its API prefix.
+by the id alone.
 """
 
 from __future__ import annotations
@@ -22,119 +21,22 @@ import signal
 import socket
 import sys
 import urllib.error
-import urllib.parse
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from diffkeeper.domain import errors, limits
+from diffkeeper.nats_config import USER as USER
+from diffkeeper.nats_config import ServerConfig as ServerConfig
+from diffkeeper.nats_config import render as render
 
-USER = "diffkeeper"
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 10.0
-# A client or leaf connection may hold this much unread before the server drops it; several of the largest
-# frames.
-MAX_PENDING_BYTES = 64 * 1024 * 1024
 _POLL_S = 0.02
 # Ports below this belong to well-known services of many machines.
 _PORTS_FROM = 10_000
 _MONITOR_TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServerConfig:
-    """What one nats-server needs to know. ``secret`` is the deployment's; it also opens the leaf links."""
-
-    site: str
-    dir: Path
-    client_port: int
-    monitor_port: int
-    secret: str = field(repr=False)
-    leaf_port: int | None = None
-    leaf_remotes: tuple[str, ...] = ()  # such as ("127.0.0.1:7422",): leaf ports; one of them is linked to
-    max_file_store_bytes: int | None = None  # None: three quarters of the free disk, as nats-server has it
-    max_memory_store_bytes: int = 64 * 1024 * 1024
-    host: str = "127.0.0.1"
-
-    @property
-    def client_url(self) -> str:
-        return f"nats://{self.host}:{self.client_port}"
-
-    @property
-    def monitor_url(self) -> str:
-        return f"http://{self.host}:{self.monitor_port}"
-
-    @property
-    def config_path(self) -> Path:
-        return self.dir / "nats-server.conf"
-
-    @property
-    def log_path(self) -> Path:
-        return self.dir / "nats-server.log"
-
-    @property
-    def process_path(self) -> Path:
-        return self.dir / "process.json"
-
-
-def render(config: ServerConfig) -> str:
-    """The configuration file. Strings are written as JSON, which the server's format contains."""
-    jetstream = [
-        f"store_dir: {_text(str(config.dir / 'store'))}",
-        f"domain: {_text(config.site)}",
-        "sync_interval: always",
-        f"max_memory_store: {config.max_memory_store_bytes}",
-    ]
-    if config.max_file_store_bytes is not None:
-        jetstream.append(f"max_file_store: {config.max_file_store_bytes}")
-    account = [f"user: {_text(USER)}", f"password: {_text(config.secret)}"]
-    lines = [
-        f"server_name: {_text('dk-' + config.site)}",
-        f"listen: {_text(f'{config.host}:{config.client_port}')}",
-        f"http: {_text(f'{config.host}:{config.monitor_port}')}",
-        f"log_file: {_text(str(config.log_path))}",
-        f"pid_file: {_text(str(config.dir / 'nats-server.pid'))}",
-        f"max_payload: {limits.BROKER_MAX_PAYLOAD_BYTES}",
-        f"max_pending: {MAX_PENDING_BYTES}",
-        'write_deadline: "10s"',
-        'ping_interval: "10s"',
-        f"authorization {_block(account)}",
-        f"jetstream {_block(jetstream)}",
-    ]
-    leaf: list[str] = []
-    if config.leaf_port is not None:
-        leaf += [
-            f"listen: {_text(f'{config.host}:{config.leaf_port}')}",
-            f"authorization {_block(account, 2)}",
-        ]
-    if config.leaf_remotes:
-        password = urllib.parse.quote(config.secret, safe="")
-        urls = [_text(f"nats-leaf://{USER}:{password}@{address}") for address in config.leaf_remotes]
-        # One remote with many addresses is one link, to whichever answers; many remotes would make a ring of
-        # three sites, and a ring is cut by the server as a loop.
-        leaf += ['reconnect: "1s"', f"remotes: [{{ urls: [{', '.join(urls)}] }}]"]
-    if leaf:
-        # Frames are compressed already; even "uncompressed" s2 framing copies and checksums each byte.
-        leaf.append("compression: off")
-        lines.append(f"leafnodes {_block(leaf)}")
-    return "\n".join(lines) + "\n"
-
-
-def _block(lines: Sequence[str], depth: int = 1) -> str:
-    inner = "".join(f"{'  ' * depth}{line}\n" for line in lines)
-    return "{\n" + inner + "  " * (depth - 1) + "}"
-
-
-def _text(value: str) -> str:
-    if not value.isprintable():
-        raise errors.Misconfigured(
-            f"{value!r} cannot be written into a server's configuration",
-            reason="unprintable-setting",
-            hint="use a directory and a secret without control characters",
-        )
-    return json.dumps(value, ensure_ascii=False)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -330,7 +232,7 @@ class NatsServer:
             lines = log.read()[-4096:].decode(errors="replace").splitlines()
         told = [line for line in lines if "[FTL]" in line or "[ERR]" in line] or lines[-3:]
         return errors.Misconfigured(
-            f"the nats-server of site {self.config.site} {what}: {' | '.join(told) or 'it logged nothing'}",
+            f"the nats-server {self.config.server_name} {what}: {' | '.join(told) or 'it logged nothing'}",
             reason="nats-server-unfit",
             hint=f"read {self.config.log_path}",
             site=self.config.site,
@@ -353,10 +255,11 @@ def check_fitness(config: ServerConfig, varz: dict[str, Any]) -> None:
     """Raise Misconfigured unless what the server says of itself is what receipts rest on."""
     jetstream = (varz.get("jetstream") or {}).get("config") or {}
     wanted: list[tuple[str, Any, Any]] = [
-        ("server_name", varz.get("server_name"), f"dk-{config.site}"),
+        ("server_name", varz.get("server_name"), config.server_name),
         ("port", varz.get("port"), config.client_port),
         ("sync_always", jetstream.get("sync_always", False), True),
-        ("domain", jetstream.get("domain", ""), config.site),
+        ("domain", jetstream.get("domain", ""), config.jetstream_domain),
+        ("cluster", (varz.get("cluster") or {}).get("name") or None, config.cluster),
         ("max_payload", varz.get("max_payload"), limits.BROKER_MAX_PAYLOAD_BYTES),
         ("auth_required", varz.get("auth_required", False), True),
     ]

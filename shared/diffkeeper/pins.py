@@ -16,6 +16,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import time
 from pathlib import Path
 from typing import Self
@@ -30,6 +31,8 @@ LOCK = "agent.lock"
 OWNER = "owner"
 _PREFIX = "diffkeeper-"
 _OWN_FOLDER = "pins"
+# What our own mounts are known by among others of their kind.
+_SOURCE = b"diffkeeper"
 # An owner that was killed is started again within seconds; after this long without a sign it is given up.
 ORPHANED_S = 120.0
 # How often an owner gives a sign of life.
@@ -95,7 +98,7 @@ def prepare(directory: Path) -> Path:
     own.mkdir(mode=0o700, exist_ok=True)
     if (
         not _is_bpffs(own)
-        and _libc.mount(b"bpf", os.fsencode(own), b"bpf", ctypes.c_ulong(0), b"mode=0700") != 0
+        and _libc.mount(_SOURCE, os.fsencode(own), b"bpf", ctypes.c_ulong(0), b"mode=0700") != 0
     ):
         why = os.strerror(ctypes.get_errno())
         own.rmdir()
@@ -146,9 +149,11 @@ def remove_orphans() -> list[Path]:
         if owner is None or not _is_given_up(owner):
             continue
         _remove_folder(folder)
-        if folder.name == _OWN_FOLDER:
-            _unmount(folder.parent)
         gone.append(owner)
+    for point in _own_mounts():
+        # Also one whose folder somebody removed together with the agent's directory.
+        if not (point / _OWN_FOLDER).exists() and _is_given_up(point.parent):
+            _unmount(point)
     return gone
 
 
@@ -161,11 +166,17 @@ def _system_folder(directory: Path) -> Path:
 def _folders() -> list[Path]:
     """Every folder of pins that can be seen from here."""
     found = sorted(SYSTEM.glob(f"{_PREFIX}*")) if _is_bpffs(SYSTEM) else []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        point = Path(before.split()[4].encode("ascii", "surrogateescape").decode("unicode_escape"))
-        if after.split()[0] == "bpf" and point.name == OWN_MOUNT and (point / _OWN_FOLDER).is_dir():
-            found.append(point / _OWN_FOLDER)
+    return [*found, *(point / _OWN_FOLDER for point in _own_mounts() if (point / _OWN_FOLDER).is_dir())]
+
+
+def _own_mounts() -> list[Path]:
+    found = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        before, _, after = line.partition(b" - ")
+        if after.split()[:2] == [b"bpf", _SOURCE]:
+            # Blanks and the like stand there as octal numbers.
+            path = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), before.split()[4])
+            found.append(Path(os.fsdecode(path)))
     return found
 
 
@@ -192,15 +203,16 @@ def _remove_folder(folder: Path) -> bool:
         return False
     for name in names:
         (folder / name).unlink(missing_ok=True)
-    folder.rmdir()
+    with contextlib.suppress(FileNotFoundError):  # somebody else tidies up too
+        folder.rmdir()
     return True
 
 
 def _unmount(point: Path) -> None:
-    if _libc.umount2(os.fsencode(point), _MNT_DETACH) != 0 and ctypes.get_errno() not in (
-        errno.EINVAL,
-        errno.EPERM,
-    ):
+    if _libc.umount2(os.fsencode(point), _MNT_DETACH) == 0:
+        return
+    # Not there any more, or not ours to unmount: without its pins it does nothing.
+    if ctypes.get_errno() not in (errno.EINVAL, errno.EPERM, errno.ENOENT):
         raise OSError(ctypes.get_errno(), f"{point} could not be unmounted")
 
 

@@ -27,6 +27,8 @@ class Deployment:
     def __init__(self, base: Path) -> None:
         self.base = base
         self.dir = base / "deployment"
+        # What control is told besides the sites, such as ["--nodes", "3"].
+        self.told: list[str] = []
         self.control: subprocess.Popen[bytes] | None = None
         self.programs: list[subprocess.Popen[bytes]] = []
         self._session: aiohttp.ClientSession | None = None
@@ -37,7 +39,7 @@ class Deployment:
         argv = [sys.executable, "-m", "diffkeeper_control.main", "--dir", str(self.dir)]
         with (self.base / "control.log").open("ab") as log:
             return subprocess.Popen(
-                argv + (["--sites", sites] if sites else []),
+                argv + (["--sites", sites] if sites else []) + self.told,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

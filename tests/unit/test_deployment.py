@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -22,8 +23,10 @@ def test_new_deployment_has_ports_of_its_own_and_secrets_only_its_owner_reads(tm
     layout, note = made(tmp_path)
     ports = [note.control_port]
     for site in note.sites.values():
-        ports += [site.nats_port, site.monitor_port, site.leaf_port, site.replicator_port, site.agent_port]
-    assert len(set(ports)) == 11
+        ports += [site.replicator_port, site.agent_port]
+        for broker in site.nodes.values():
+            ports += [broker.client_port, broker.monitor_port, broker.leaf_port, broker.route_port]
+    assert len(set(ports)) == 13
     for secret in (layout.token, layout.secret):
         assert secret.stat().st_mode & 0o077 == 0
         assert len(secret.read_text().strip()) >= 32
@@ -66,6 +69,7 @@ def test_directory_that_holds_anything_else_is_refused(tmp_path: Path) -> None:
         (["east", "east"], "bad-name"),
         (["east", "We st"], "bad-name"),
         (["east", ""], "bad-name"),
+        (["east", "link-west", "west"], "bad-name"),
     ],
 )
 def test_sites_that_make_no_deployment_are_refused(sites: list[str], reason: str) -> None:
@@ -83,12 +87,52 @@ def test_sites_of_an_existing_deployment_are_kept(tmp_path: Path) -> None:
     assert caught.value.reason == "sites-differ"
 
 
-def test_leaf_links_of_any_number_of_sites_are_a_tree(tmp_path: Path) -> None:
-    names = ["a", "b", "c", "d"]
-    _, note = made(tmp_path, names)
-    for index, name in enumerate(names):
-        earlier = tuple(f"127.0.0.1:{note.sites[other].leaf_port}" for other in names[:index])
-        assert deployment.leaf_remotes(note, name) == earlier
+def test_numbers_of_nodes_that_have_no_majority_when_one_dies_are_refused() -> None:
+    for nodes in (0, 2, 4, 7):
+        with pytest.raises(errors.Refused) as caught:
+            deployment.check_sites(["east", "west"], nodes)
+        assert caught.value.reason == "bad-nodes"
+
+
+def test_sites_are_not_named_like_nodes_of_others() -> None:
+    deployment.check_sites(["east", "east-1"])
+    with pytest.raises(errors.Refused):
+        deployment.check_sites(["east", "east-1"], 3)
+
+
+def test_a_note_of_the_first_version_is_read(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    old = {"nats_port": 1, "monitor_port": 2, "leaf_port": 3, "replicator_port": 4, "agent_port": 5}
+    sites = {"east": {**old, "stopped": True}, "west": old}
+    layout.note.write_text(
+        json.dumps({"version": 1, "created_us": 1, "sites": sites, "control_port": 6, "control": None})
+    )
+    note = deployment.load(layout)
+    assert note is not None and note.version == deployment.VERSION
+    east = note.sites["east"]
+    assert (east.nodes["east"].client_port, east.nodes["east"].leaf_port, east.stopped) == (1, 3, True)
+    assert deployment.find_node(note, "west") == ("west", "nats")
+
+
+def test_automatic_failover_is_refused_with_two_sites() -> None:
+    deployment.check_failover(False, None, 2)
+    deployment.check_failover(True, 500, 3)
+    with pytest.raises(errors.Refused) as caught:
+        deployment.check_failover(True, None, 2)
+    assert caught.value.reason == "too-few-sites"
+    with pytest.raises(errors.Refused):
+        deployment.check_failover(None, 10, 3)
+
+
+def test_nodes_are_found_by_their_names(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "d")
+    layout.dir.mkdir()
+    note = deployment.create(layout, ["east", "west", "north"], 1, nodes=3)
+    assert deployment.find_node(note, "east-2") == ("east", "nats-2")
+    assert deployment.find_node(note, "link-north") == ("north", "link")
+    with pytest.raises(errors.NotFound) as caught:
+        deployment.find_node(note, "east-4")
+    assert "east-3" in caught.value.hint
 
 
 def test_directory_in_use_is_refused_and_names_who_uses_it(tmp_path: Path) -> None:

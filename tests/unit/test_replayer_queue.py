@@ -30,7 +30,9 @@ async def test_frames_that_find_no_room_in_the_queue_are_read_back_from_the_jour
         assert replayer is not None
         stopped = [asyncio.ensure_future(replayer.in_thread(gates[0].wait))]
         try:
-            for number in range(8):
+            await journalled(west, await leader.publish(write(2, 0, bytes(900))))
+            await until(lambda: replayer.oldest_stamp and not replayer.pending_bytes)  # taken, and stopped
+            for number in range(1, 8):
                 last = await leader.publish(write(2, number, bytes([number]) * 900))
             await journalled(west, last)
             # Behind the run that was taken already.

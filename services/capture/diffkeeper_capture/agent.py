@@ -21,6 +21,7 @@ import structlog
 from diffkeeper import __version__, pins
 from diffkeeper.domain import errors, positions, volumes
 from diffkeeper.domain.receipts import Level, Receipt
+from diffkeeper.leases.lease_store import LeaseStore
 from diffkeeper.log.event_log import EventLog
 from diffkeeper_capture import (
     left_behind,
@@ -62,12 +63,19 @@ class _Held:
     capture: VolumeCapture
     role: asyncio.Task[None]
     slot: int | None
+    lease: asyncio.Task[None] | None = None
 
 
 class Agent:
     """``open`` before use, ``close`` after; in between ``run`` in a task."""
 
-    def __init__(self, settings: AgentSettings, log: EventLog, program_nice: int = 0) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        log: EventLog,
+        program_nice: int = 0,
+        leases: LeaseStore | None = None,
+    ) -> None:
         self._settings = settings
         self._directory = Path(settings.dir)
         self._gate_path = Path(settings.gate_socket or self._directory / "gate.sock")
@@ -76,6 +84,7 @@ class Agent:
         self._gate_socket = GateSocket(self._gate_path, self._admit)
         self._receipts = ReceiptsSocket(self._gate_path.with_name(receipts_socket.NAME), self._capturing)
         self._launcher = programs.Launcher(self._gate_path, self._directory / "programs", program_nice)
+        self._leases = leases
         self._held: dict[str, _Held] = {}
         self._orders = asyncio.Lock()
         self._probe: BpfProbe | None = None
@@ -201,7 +210,9 @@ class Agent:
         async with self._orders:
             held = self._held.get(order.volume)
             if held is not None and held.capture.state in ("scanning", "capturing"):
-                return self._attached_again(held.capture, order)
+                answer = self._attached_again(held.capture, order)
+                self._keep_lease(held, order)
+                return answer
             others = {
                 name: other.capture.order.path for name, other in self._held.items() if name != order.volume
             }
@@ -238,9 +249,32 @@ class Agent:
             capture.close()
             raise
         role = asyncio.create_task(self._hold(capture), name=f"capture {order.volume}")
-        self._held[order.volume] = _Held(capture, role, slot)
+        held = self._held[order.volume] = _Held(capture, role, slot)
+        self._keep_lease(held, order)
         _log.info("capturing", volume=order.volume, path=str(order.path), epoch=order.epoch)
         return self._status_of(capture)
+
+    def _keep_lease(self, held: _Held, order: Order) -> None:
+        """As the newest order has it: a reign may begin before there is a majority to lease from, and leases may be given
+        up while it lasts.
+        """
+        wanted, has = order.lease_ttl_ms, held.capture.lease
+        if wanted == (None if has is None else has.ttl_ms):
+            return
+        if held.lease is not None:
+            held.lease.cancel()
+            held.lease = None
+        if wanted is None:
+            held.capture.reign_without_lease()
+            return
+        if self._leases is None:
+            raise errors.Misconfigured(
+                f"volume {order.volume} needs a lease, and this agent knows no servers to get it from",
+                reason="no-lease-servers",
+                hint="lease_servers in the agent's settings",
+            )
+        keeping = held.capture.keep_lease(self._leases, wanted)
+        held.lease = asyncio.create_task(keeping, name=f"lease {order.volume}")
 
     def _choose_probe(self, wanted: str) -> bool:
         """Whether the exact probe is to be used; raises Misconfigured when it was asked for and cannot be."""
@@ -471,8 +505,10 @@ class Agent:
         """End the role of a volume whose reign is over; its status stays."""
         held = self._held[name]
         self._unwatch(held)
-        held.role.cancel()
-        await asyncio.wait({held.role})
+        tasks = {held.role} if held.lease is None else {held.role, held.lease}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         if held.capture.program is not None:
             self._gate_socket.drop(held.capture.program)
 

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from diffkeeper import http, metrics
-from diffkeeper.domain import errors, positions, receipts, stop_signals, volumes
+from diffkeeper.domain import errors, leases, positions, receipts, stop_signals, volumes
 from diffkeeper_capture.agent import Agent
 from diffkeeper_capture.agent_metrics import AgentMetrics
 from diffkeeper_capture.program import Command
@@ -30,6 +30,7 @@ class AttachBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     tree_state: str | None = None
     probe: Literal["auto", "bpf", "watch"] = "auto"
     replicas: list[str] = []
+    lease_ttl_ms: int | None = None
 
 
 class StartBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -105,6 +106,8 @@ class AgentApi:
         body = await http.read_body(request, AttachBody)
         if body.epoch < 1:
             raise errors.Refused(f"{body.epoch} is not an epoch", reason="bad-request")
+        if body.lease_ttl_ms is not None:
+            leases.check_ttl(body.lease_ttl_ms)
         order = Order(
             request.match_info["volume"],
             Path(body.path),
@@ -115,6 +118,7 @@ class AgentApi:
             None if body.tree_state is None else Path(body.tree_state),
             body.probe,
             tuple(volumes.check_name("site", site) for site in body.replicas),
+            body.lease_ttl_ms,
         )
         return http.json_response(await self._agent.attach(order))
 

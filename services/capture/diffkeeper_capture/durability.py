@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -41,7 +41,7 @@ class Durability:
         self.confirmed: dict[str, positions.Position] = {}
         self.forks = 0
         self._volume = volume
-        self._site = site
+        self.site = site
         self._epoch = epoch
         self._parent = parent
         self._hashes: OrderedDict[positions.Position, bytes] = OrderedDict({parent.position: parent.hash})
@@ -49,6 +49,9 @@ class Durability:
         self._unsafe: deque[tuple[positions.Position, int]] = deque()
         self._waiters: list[tuple[positions.Position, Level, asyncio.Future[None]]] = []
         self._failure: errors.DiffKeeperError | None = None
+        # Whether this site may still acknowledge alone: another one may have been given the volume. At level
+        # ``remote`` that is for those who confirm to say.
+        self.may_acknowledge: Callable[[], bool] = lambda: True
         # (up to where, since when in unix microseconds) the level is met, by rising position.
         self._milestones: dict[Level, deque[tuple[positions.Position, int]]] = {
             level: deque(maxlen=MILESTONES_KEPT) for level in (Level.SITE, Level.REMOTE)
@@ -72,7 +75,7 @@ class Durability:
 
     def note_confirmed(self, confirmation: Confirmation) -> None:
         """Take a replicator's word, or leave it when it speaks of a log that is not ours."""
-        if confirmation.site == self._site or not self._is_ours(confirmation):
+        if confirmation.site == self.site or not self._is_ours(confirmation):
             return
         if confirmation.position > self.confirmed.get(confirmation.site, positions.START):
             self.confirmed[confirmation.site] = confirmation.position
@@ -86,7 +89,7 @@ class Durability:
 
     def by_site(self) -> dict[str, positions.Position]:
         """How far every site is that confirmed or is to: at least the parent of our reign, which it continues."""
-        sites = {*self._replicas, *self.confirmed} - {self._site}
+        sites = {*self._replicas, *self.confirmed} - {self.site}
         start = self._parent.position
         return {site: max(self.confirmed.get(site, start), start) for site in sites}
 
@@ -119,7 +122,7 @@ class Durability:
             return True
         if self.spooled < position or self.stored < position:
             return False
-        return level is Level.SITE or self.remote() >= position
+        return self.may_acknowledge() if level is Level.SITE else self.remote() >= position
 
     async def reach(self, tip: frames.Tip, level: Level) -> Receipt:
         """Wait for the level; raises what ended the capture."""
@@ -166,8 +169,8 @@ class Durability:
                 milestones.append((upto, now_us))
 
     def holders(self, position: positions.Position) -> tuple[str, ...]:
-        held = [f"spool:{self._site}"] if self.spooled >= position else []
-        held += [f"stream:{self._site}"] if self.stored >= position else []
+        held = [f"spool:{self.site}"] if self.spooled >= position else []
+        held += [f"stream:{self.site}"] if self.stored >= position else []
         return (*held, *(f"replica:{site}" for site, at in sorted(self.confirmed.items()) if at >= position))
 
     def fail(self, error: errors.DiffKeeperError) -> None:
@@ -177,6 +180,10 @@ class Durability:
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # a waiter that left already must not be reported as forgotten
+
+    def note_lease(self) -> None:
+        """The lease is held again."""
+        self._tell()
 
     def _is_ours(self, confirmation: Confirmation) -> bool:
         position = confirmation.position

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from diffkeeper import heap, http, service, settings
+from diffkeeper.leases.nats_lease_store import NatsLeaseStore
 from diffkeeper.log.nats_event_log import NatsEventLog
 from diffkeeper_capture.agent import Agent
 from diffkeeper_capture.agent_api import AgentApi
@@ -15,6 +16,8 @@ from diffkeeper_capture.settings import AgentSettings
 
 # How long a thread that packs frames may keep the interpreter from the one that reads the ring.
 SWITCH_INTERVAL_S = 0.0005
+# How long one link server may take to answer before the next is asked.
+LEASE_ATTEMPT_S = 0.15
 
 
 def main() -> None:
@@ -51,8 +54,11 @@ async def _serve(scope: service.Scope, loaded: AgentSettings) -> None:
     program_nice = _hurry(loaded.nice, scope)
     token = settings.read_token(Path(loaded.token_file))
     secret = settings.read_token(Path(loaded.broker_secret_file))
-    log = await NatsEventLog.connect(loaded.site, loaded.servers, password=secret, name="diffkeeper-capture")
-    agent = Agent(loaded, log, program_nice)
+    log = await NatsEventLog.connect(
+        loaded.site, loaded.servers, password=secret, name="diffkeeper-capture", sites=loaded.sites
+    )
+    leases = _leases(loaded, secret)
+    agent = Agent(loaded, log, program_nice, leases)
     try:
         agent.open()
         heap.trim()
@@ -64,7 +70,17 @@ async def _serve(scope: service.Scope, loaded: AgentSettings) -> None:
             await scope.stopping.wait()
     finally:
         await agent.close()
+        if leases is not None:
+            await leases.close()
         await log.close()
+
+
+def _leases(loaded: AgentSettings, secret: str) -> NatsLeaseStore | None:
+    if not loaded.lease_servers:
+        return None
+    return NatsLeaseStore.open(
+        loaded.lease_servers, password=secret, name="diffkeeper-capture-lease", attempt_s=LEASE_ATTEMPT_S
+    )
 
 
 if __name__ == "__main__":

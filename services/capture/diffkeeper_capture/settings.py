@@ -15,6 +15,10 @@ class AgentSettings(settings.Settings, frozen=True, forbid_unknown_fields=True, 
     token_file: str
     servers: list[str]  # of the site's broker
     broker_secret_file: str
+    # All sites: what this one's brokers lost is asked for there.
+    sites: tuple[str, ...] = ()
+    # The servers that keep the leases, the nearest first; none where there are fewer than three sites.
+    lease_servers: tuple[str, ...] = ()
     gate_socket: str = ""  # default: gate.sock in ``dir``
     host: str = "127.0.0.1"
     port: int = 0

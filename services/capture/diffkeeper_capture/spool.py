@@ -185,9 +185,11 @@ class Spool:
             os.close(self._file)
             self._file = -1
         self.first = self.last = self.durable = None
+        self._room = 0
         if self._segments:
             newest = self._segments[-1]
             os.truncate(newest.path, newest.size)
+            self._room = newest.size
             self._file = os.open(newest.path, os.O_WRONLY | os.O_CLOEXEC)
             self.first, self.last = self._segments[0].position(0), newest.position(-1)
             self.durable = self.last

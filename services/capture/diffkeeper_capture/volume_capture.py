@@ -11,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
 
-from diffkeeper.domain import clocks, errors, frames, trees
+from diffkeeper.domain import clocks, errors, frames, leases, trees
 from diffkeeper.domain.receipts import Level, Receipt
+from diffkeeper.leases.lease_store import LeaseStore
 from diffkeeper.log.event_log import EventLog
 from diffkeeper_capture import records, write_lanes
 from diffkeeper_capture.drain_loop import DrainLoop
@@ -27,6 +28,7 @@ from diffkeeper_capture.framer import NO_FLAGS, Framer
 from diffkeeper_capture.gate import Call, Gate
 from diffkeeper_capture.gate_socket import Program
 from diffkeeper_capture.held_writes import Held, HeldWrites
+from diffkeeper_capture.lease_keeper import LeaseKeeper
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.patient_barriers import PatientBarriers
 from diffkeeper_capture.publisher import Publisher
@@ -90,6 +92,8 @@ class VolumeCapture:
         self.state = "scanning"
         self.error: errors.DiffKeeperError | None = None
         self.program: Program | None = None
+        # Where another site may take over by itself: the right to reign, which is renewed as long as frames move.
+        self.lease: LeaseKeeper | None = None
         self.durability = parts.durability
         self.framer = parts.framer
         self.observer = parts.observer
@@ -560,6 +564,31 @@ class VolumeCapture:
         self.shipper.sync_soon()
         self.state = "released"
         self._stop_taking()
+
+    def keep_lease(self, store: LeaseStore, ttl_ms: int) -> Coroutine[None, None, None]:
+        """From now on reign only as long as the lease is held; what is returned keeps it, until cancelled."""
+        order = self.order
+        lease = leases.Lease(order.volume, order.epoch, self.durability.site, ttl_ms)
+        keeper = LeaseKeeper(store, lease, self._stored_behind, self.durability.note_lease)
+        self.lease = keeper
+        self.durability.may_acknowledge = lambda: keeper.held
+        return self._keep_lease(keeper)
+
+    async def _keep_lease(self, keeper: LeaseKeeper) -> None:
+        try:
+            await keeper.run()
+        except Exception as error:  # noqa: BLE001
+            # Lost to another site, or a defect: either way nobody renews it any more.
+            self._break(error)
+
+    def reign_without_lease(self) -> None:
+        self.lease = None
+        self.durability.may_acknowledge = lambda: True
+        self.durability.note_lease()
+
+    def _stored_behind(self) -> tuple[int, bool]:
+        stored = self.durability.stored
+        return stored.sequence, self.durability.spooled > stored
 
     def close(self) -> None:
         if self._watch is not None:

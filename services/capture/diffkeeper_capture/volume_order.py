@@ -35,6 +35,8 @@ class Order:
     probe: str  # auto, bpf or watch
     # The sites that are to hold a replica: until one of them confirms, nothing counts as safe beyond this site.
     replicas: tuple[str, ...] = ()
+    # The time of the lease this reign needs; None where no other site takes over by itself.
+    lease_ttl_ms: int | None = None
 
 
 class Reign(msgspec.Struct, frozen=True):

@@ -49,6 +49,7 @@ def of(capture: VolumeCapture) -> dict[str, Any]:
         "barriers": {"total": capture.gate.total, "waiting": capture.gate.waiting()[:WAITING_SHOWN]},
         "gaps": {"open": capture.gap_open, "total": framer.gaps, "last": capture.last_gap},
         "lost_records": capture.lost_records,
+        "lease": None if capture.lease is None else capture.lease.status(),
         "program": None if capture.program is None else _program(capture.program),
         "at_us": now_us,
     }

@@ -154,6 +154,8 @@ class Api:
                 web.get("/v1/operations/{operation}", self.operation),
                 web.post("/v1/sites/{site}/stop", self.stop_site),
                 web.post("/v1/sites/{site}/start", self.start_site),
+                web.post("/v1/nodes/{node}/stop", self.stop_node),
+                web.post("/v1/nodes/{node}/start", self.start_node),
                 web.post("/v1/shutdown", self.shutdown),
             ]
         )
@@ -318,6 +320,16 @@ class Api:
         await http.read_body(request, EmptyBody)
         site = self._site(request)
         await self._service.start_site(site)
+        return http.json_response(self._service.views.site(site))
+
+    async def stop_node(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, StopBody)
+        site = await self._service.stop_node(request.match_info["node"], kill=body.kill)
+        return http.json_response(self._service.views.site(site))
+
+    async def start_node(self, request: web.Request) -> web.Response:
+        await http.read_body(request, EmptyBody)
+        site = await self._service.start_node(request.match_info["node"])
         return http.json_response(self._service.views.site(site))
 
     async def shutdown(self, request: web.Request) -> web.Response:

@@ -26,6 +26,9 @@ TRIES_AFTER_ATTACH = 60
 RETRY_PAUSE_AFTER_ATTACH_MS = 1000
 
 
+OPERATOR, AUTOMATIC = "operator", "automatic"
+
+
 class Phase(enum.Enum):
     """Where an operation stands. Each phase but the last five has one effect that is carried out in it."""
 
@@ -91,6 +94,8 @@ class Plan:
     grace_s: float
     timeout_s: float
     durability: str | None = None  # of the new reign; None: as before
+    # Whose decision it was. An automatic one comes after the leader's lease ran out.
+    cause: str = OPERATOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +223,7 @@ class Do(enum.Enum):
     PREPARE = "check that the target's replica is complete and close"
     HAND_OVER = "ask the leader's agent to stop the program and end its epoch"
     FENCE = "put a fence frame into the old leader's stream"
-    PROMISE = "have every surviving site confirm nothing older than the new epoch"
+    PROMISE = "grant the new epoch, and have every surviving site confirm nothing older"
     CATCH_UP = "have the target apply all it can reach"
     PROMOTE = "have the target's replicator let go of the directory"
     ATTACH = "record the new reign and have the target's agent capture it"

@@ -41,6 +41,8 @@ class Asked:
     durability: str | None = None
     grace_s: float = 10.0
     timeout_s: float = 60.0
+    # Asked by nobody, but because the leader's lease ran out.
+    lease_expired: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def accept(volume: registry.Volume, asked: Asked, seen: Seen, epoch: int) -> fai
         target=asked.to,
         old_epoch=volume.epoch,
         epoch=epoch,
-        planned=seen.leader is LeaderState.ALIVE,
+        planned=seen.leader is LeaderState.ALIVE and not asked.lease_expired,
         leader_dead=seen.leader is LeaderState.DEAD,
         force=asked.force,
         loss_accepted=_loss_accepted(asked, seen),
@@ -130,6 +132,7 @@ def accept(volume: registry.Volume, asked: Asked, seen: Seen, epoch: int) -> fai
         grace_s=asked.grace_s,
         timeout_s=asked.timeout_s,
         durability=asked.durability,
+        cause=failover.AUTOMATIC if asked.lease_expired else failover.OPERATOR,
     )
 
 
@@ -203,7 +206,7 @@ def _check_loss(volume: registry.Volume, asked: Asked, seen: Seen) -> None:
         "acknowledged_writes": loss.acknowledged_writes,
         "text": loss.text,
     }
-    if seen.leader is LeaderState.UNREACHABLE and not asked.force:
+    if seen.leader is LeaderState.UNREACHABLE and not asked.force and not asked.lease_expired:
         raise errors.Refused(
             f"site {volume.leader} leads volume {volume.name} and may be alive, but does not answer; "
             f"{loss.text}",
@@ -211,7 +214,9 @@ def _check_loss(volume: registry.Volume, asked: Asked, seen: Seen) -> None:
             hint="make sure that it is stopped, or add --force",
             **facts,
         )
-    if seen.leader is LeaderState.DEAD and not _loss_accepted(asked, seen):
+    if (seen.leader is LeaderState.DEAD and not _loss_accepted(asked, seen)) or (
+        asked.lease_expired and seen.loss.acknowledged_writes != 0
+    ):
         raise errors.Refused(
             f"site {volume.leader} is dead, and {loss.text}",
             reason="needs-confirmation",

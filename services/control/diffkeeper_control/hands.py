@@ -21,12 +21,15 @@ from diffkeeper_control.door_keeper import DoorKeeper
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.failover import Do, Failover, Phase
 from diffkeeper_control.failover_requests import LeaderState
+from diffkeeper_control.lease_office import LeaseOffice
 from diffkeeper_control.monitor import Monitor
 from diffkeeper_control.operations import Operation
 from diffkeeper_control.registry import Reign, Resume, State, Volume
 
 # How long the broker of a leader that does not answer may take to be fenced; promise guards what is missed.
 FENCE_TIMEOUT_S = 0.5
+# The same where a lease has run out: that guards too, and every moment counts.
+FENCE_BRIEFLY_S = 0.05
 # A planned failover starts its handover once the target is at most this far behind.
 CLOSE_TIMEOUT_S = 30.0
 
@@ -40,12 +43,18 @@ class SiteHands:
     """``coordinator.Hands`` on the sites of a deployment."""
 
     def __init__(
-        self, embedded: Embedded, known: registry.Registry, monitor: Monitor, doors: DoorKeeper
+        self,
+        embedded: Embedded,
+        known: registry.Registry,
+        monitor: Monitor,
+        doors: DoorKeeper,
+        office: LeaseOffice,
     ) -> None:
         self._embedded = embedded
         self._doors = doors
         self._registry = known
         self._monitor = monitor
+        self._office = office
         self._work: dict[Do, Callable[[Failover], Awaitable[failover.Event]]] = {
             Do.PREPARE: self._prepare,
             Do.HAND_OVER: self._hand_over,
@@ -162,7 +171,9 @@ class SiteHands:
     async def _fence(self, machine: Failover) -> failover.Event:
         plan = machine.plan
         try:
-            async with asyncio.timeout(FENCE_TIMEOUT_S):
+            async with asyncio.timeout(
+                FENCE_TIMEOUT_S if plan.cause != failover.AUTOMATIC else FENCE_BRIEFLY_S
+            ):
                 log = await self._embedded.clients[plan.leader].broker.log()
                 await fencing.fence(log, volumes.Origin(plan.volume, plan.leader), machine.epoch)
         except (TimeoutError, errors.Transient) as error:
@@ -170,8 +181,12 @@ class SiteHands:
         return failover.FencedOff()
 
     async def _promise(self, machine: Failover) -> failover.Event:
-        """The target must promise; every other survivor is asked too, for it may have confirmed more."""
+        """The epoch is granted by a majority of the sites before anybody promises it.
+
+        The target must promise; every other survivor is asked too, for it may have confirmed more.
+        """
         plan = machine.plan
+        await self._grant(machine)
         others = [
             site
             for site in self._embedded.sites
@@ -192,6 +207,37 @@ class SiteHands:
             else:
                 _log.warning("a site did not promise", site=site, error=answer.message)
         return failover.Promised(max(held[1:], default=None))
+
+    async def _grant(self, machine: Failover) -> None:
+        """Before a promise, which stops the old leader: without a majority nothing is touched, unless forced."""
+        plan = machine.plan
+        # A leader that handed over, or is dead, or was silent for as long as its lease, acknowledges nothing.
+        may_live = machine.handover is None and not plan.leader_dead and plan.cause != failover.AUTOMATIC
+        try:
+            await self._office.grant(plan.volume, machine.epoch, plan.target, wait_out=may_live)
+        except errors.Transient as error:
+            if not plan.force:
+                raise
+            _log.warning("forced without a lease", volume=plan.volume, error=error.message)
+
+    def lease_order(self) -> int | None:
+        return self._office.order()
+
+    async def begin_capture(self, volume: Volume, *, force: bool = False, timeout_s: float = 0.0) -> None:
+        """Have the leader's agent capture, under a lease of its own where there are leases.
+
+        ``force`` goes on without a majority; the lease is made up for when there is one again.
+        """
+        leader, ttl_ms = volume.leader, self._office.order()
+        try:
+            await self._office.grant(volume.name, volume.epoch, leader, timeout_s=timeout_s)
+        except errors.Transient:
+            if not force:
+                raise
+            ttl_ms = None
+        await self._embedded.clients[leader].agent.attach(
+            volume.name, roles.attach_body(volume, self._embedded.sites, ttl_ms)
+        )
 
     async def _catch_up(self, machine: Failover) -> failover.Event:
         plan = machine.plan
@@ -222,10 +268,9 @@ class SiteHands:
             )
         )
         if not machine.planned:  # else prepare has made sure of them
-            await self._ensure_streams(plan.volume, plan.target)
-        await self._embedded.clients[plan.target].agent.attach(
-            plan.volume, roles.attach_body(volume, self._embedded.sites)
-        )
+            # Those of the target alone: others may be silent, and every site has made its own before.
+            await streams.ensure(plan.volume, self._embedded.clients, [plan.target], plan.target)
+        await self.begin_capture(volume, force=plan.force)
         return failover.Attached()
 
     def _leave_old_directory(self, volume: Volume, machine: Failover) -> Volume:
@@ -274,7 +319,9 @@ class SiteHands:
         telling = [
             self.tell_role(volume.name, site)
             for site in self._embedded.sites
-            if not self._embedded.is_stopped(site) and not left_directories.is_pending(volume, site)
+            if not self._embedded.is_stopped(site)
+            and self._monitor.replicator(site).fresh
+            and not left_directories.is_pending(volume, site)
         ]
         for outcome in await asyncio.gather(*telling, return_exceptions=True):
             if isinstance(outcome, errors.DiffKeeperError):
@@ -340,9 +387,7 @@ class SiteHands:
                 resume=Resume(point=parent, tree_state=tree_state),
             )
         )
-        await self._embedded.clients[plan.leader].agent.attach(
-            plan.volume, roles.attach_body(volume, self._embedded.sites)
-        )
+        await self.begin_capture(volume)
 
     async def _ensure_streams(self, volume: str, leader: str) -> None:
         running = [site for site in self._embedded.sites if not self._embedded.is_stopped(site)]

@@ -17,19 +17,11 @@ import msgspec
 import structlog
 
 from diffkeeper.domain import errors, positions, receipts
-from diffkeeper_control import (
-    admissions,
-    door_keeper,
-    door_orders,
-    programs,
-    registry,
-    resting,
-    roles,
-    streams,
-)
+from diffkeeper_control import admissions, door_keeper, door_orders, programs, registry, resting, streams
 from diffkeeper_control.door_keeper import DoorKeeper
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.hands import SiteHands
+from diffkeeper_control.lease_office import FIRST_GRANT_TIMEOUT_S
 from diffkeeper_control.monitor import Monitor
 from diffkeeper_control.registry import Command, Reign, Resume, State, Volume
 
@@ -216,9 +208,7 @@ class Lifecycle:
                 await self._attach(volume)
 
     async def _attach(self, volume: Volume) -> None:
-        await self._embedded.clients[volume.leader].agent.attach(
-            volume.name, roles.attach_body(volume, self._embedded.sites)
-        )
+        await self._hands.begin_capture(volume, timeout_s=FIRST_GRANT_TIMEOUT_S)
         await self._monitor.look(volume.leader)
 
     async def _tell_roles(self, volume: Volume) -> None:

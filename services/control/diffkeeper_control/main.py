@@ -11,10 +11,11 @@ import asyncio
 import os
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffkeeper import http, nats_server
-from diffkeeper.domain import errors
+from diffkeeper.domain import errors, leases
 from diffkeeper.service import Scope, run_service
 from diffkeeper_control import deployment, settings, sites, storage_api, storage_notes
 from diffkeeper_control.api import Api
@@ -26,15 +27,34 @@ from diffkeeper_control.storage_nodes import StorageNodes
 DEFAULT_SITES = ["east", "west"]
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What was asked for; None leaves it as it is, or at its default."""
+
+    sites: list[str] | None
+    nodes: int | None
+    auto_failover: bool | None
+    lease_ttl_ms: int | None
+    storage_nodes: int | None
+    parity: str | None
+
+
 def main() -> None:
     options = _parse()
     layout = Layout(Path(os.path.realpath(options.dir)))
-    wanted = options.sites.split(",") if options.sites else None
+    wanted = Wanted(
+        options.sites.split(",") if options.sites else None,
+        options.nodes,
+        options.auto_failover,
+        options.lease_ttl_ms,
+        options.storage_nodes,
+        options.parity,
+    )
 
     async def serve(scope: Scope) -> None:
         lock = DirLock(layout)
         try:
-            await _serve(scope, layout, wanted, options.storage_nodes, options.parity)
+            await _serve(scope, layout, wanted)
         finally:
             lock.close()
 
@@ -47,15 +67,24 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--dir", required=True, metavar="DIR", help="where everything is kept")
     parser.add_argument("--sites", metavar="NAMES", help="comma-separated; east,west for a new deployment")
+    parser.add_argument(
+        "--nodes", type=int, metavar="N", help="brokers a site: 1, 3 or 5; 1 for a new deployment"
+    )
+    parser.add_argument(
+        "--auto-failover",
+        action=argparse.BooleanOptionalAction,
+        help="give a volume whose leader is silent to another site; needs three sites",
+    )
+    parser.add_argument(
+        "--lease-ttl-ms", type=int, metavar="MS", help=f"how long that silence lasts; {leases.DEFAULT_TTL_MS}"
+    )
     parser.add_argument("--storage-nodes", type=int, metavar="N", help="none; more than before adds some")
     parser.add_argument("--parity", metavar="K+M", help="data and parity shards, such as 2+8")
     return parser.parse_args()
 
 
-async def _serve(
-    scope: Scope, layout: Layout, wanted: list[str] | None, storage_nodes: int | None, parity: str | None
-) -> None:
-    note = _open(layout, wanted, storage_nodes, parity)
+async def _serve(scope: Scope, layout: Layout, wanted: Wanted) -> None:
+    note = _open(layout, wanted)
     async with sites.open_session() as session:
         embedded = Embedded(layout, note, session)
         service = ControlService(embedded, scope.spawn)
@@ -74,30 +103,39 @@ async def _serve(
                     await embedded.stop_all()
                 raise
             reconciling = scope.spawn("reconcile", service.reconciler.run())
-            drilling = scope.spawn("drills", service.drills.run())
+            others = [
+                scope.spawn("watch leases", service.watchman.run()),
+                scope.spawn("care for brokers", service.node_care.run()),
+                scope.spawn("drills", service.drills.run()),
+            ]
             scope.ready(dir=str(layout.dir), address=settings.address(port), sites=",".join(note.sites))
             await _until_stop(scope, service)
-            reconciling.cancel()  # what is being stopped must not be corrected
-            drilling.cancel()
+            # What is being stopped must be neither corrected nor taken for dead.
+            for task in (reconciling, *others):
+                task.cancel()
             await storage.stop_repair()
             await service.stop()
             await storage.stop()
+            await service.office.close()
             note.control = None
             deployment.save(layout, note)
 
 
-def _open(
-    layout: Layout, wanted: list[str] | None, storage_nodes: int | None, parity: str | None
-) -> Deployment:
+def _open(layout: Layout, wanted: Wanted) -> Deployment:
     note = deployment.load(layout)
-    sites_wanted = wanted or (list(note.sites) if note is not None else DEFAULT_SITES)
+    sites_wanted = wanted.sites or (list(note.sites) if note is not None else DEFAULT_SITES)
     storage = storage_notes.wish(
-        note.storage if note is not None else None, sites_wanted, storage_nodes, parity
+        note.storage if note is not None else None, sites_wanted, wanted.storage_nodes, wanted.parity
     )
     if note is None:
-        note = deployment.create(layout, sites_wanted, time.time_ns() // 1000)
+        deployment.check_failover(wanted.auto_failover, wanted.lease_ttl_ms, len(sites_wanted))
+        note = deployment.create(layout, sites_wanted, time.time_ns() // 1000, wanted.nodes or 1)
     else:
-        deployment.check_same_sites(note, wanted)
+        deployment.check_same_sites(note, wanted.sites, wanted.nodes)
+        deployment.check_failover(wanted.auto_failover, wanted.lease_ttl_ms, deployment.voters(note))
+    if wanted.auto_failover is not None:
+        note.auto_failover = wanted.auto_failover
+    note.lease_ttl_ms = wanted.lease_ttl_ms or note.lease_ttl_ms
     note.storage = storage
     deployment.save(layout, note)
     return note

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +56,8 @@ class Monitor:
         self._embedded = embedded
         self._agents: dict[str, Heard] = {}
         self._replicators: dict[str, Heard] = {}
+        # What else is wrong at a site, such as a broker's disk.
+        self.more_troubles: Callable[[str], list[str]] = lambda _: []
 
     def agent(self, site: str) -> Heard:
         return self._agents.get(site, NEVER)
@@ -88,12 +91,14 @@ class Monitor:
         troubles = []
         for role, child in self._embedded.children[site].items():
             if child.state is not ChildState.RUNNING:
+                what = self._embedded.node_of(site, role) or role
                 troubles.append(
-                    f"{role} is {child.state.value}" + (f" ({child.trouble})" if child.trouble else "")
+                    f"{what} is {child.state.value}" + (f" ({child.trouble})" if child.trouble else "")
                 )
         heard = {"agent": self.agent(site), "replicator": self.replicator(site)}
         silent = [role for role, answer in heard.items() if not answer.fresh]
         troubles += [f"{role} does not answer: {heard[role].trouble or 'not asked yet'}" for role in silent]
+        troubles += self.more_troubles(site)
         if len(silent) == len(heard):
             return "unreachable", "; ".join(troubles)
         return ("degraded", "; ".join(troubles)) if troubles else ("alive", "")

@@ -67,6 +67,7 @@ def view(operation: Operation) -> dict[str, Any]:
         "from": plan.leader,
         "to": plan.target,
         "epoch": machine.epoch,
+        "cause": plan.cause,
         "planned": plan.planned,
         "force": plan.force,
         "state": _STATE.get(machine.phase, "running"),

@@ -28,6 +28,10 @@ RELEASE_AFTER_S = 5.0
 PROGRAM_GRACE_S = 5.0
 # A correction that failed is not tried again before.
 RETRY_S = 2.0
+# A former leader that fenced itself is fenced at its stream again after so long.
+RETIRED_S = 30.0
+# Reasons for which a replica is built anew from the log without asking.
+_REBUILT = frozenset({"tail-beyond-parent", "journal-damaged"})
 
 _log = structlog.get_logger("reconciler")
 
@@ -68,6 +72,7 @@ class Reconciler:
             for site in self._embedded.sites:
                 if not self._embedded.is_stopped(site):
                     await self._correct_replica(volume, site)
+                    await self._rebuild_replica(volume, site)
                     await self._correct_agent(volume, site)
             await self._release_if_ended(volume)
 
@@ -105,6 +110,20 @@ class Reconciler:
             return
         await self._try(("role", volume.name, site), self._hands.tell_role(volume.name, site))
 
+    async def _rebuild_replica(self, volume: Volume, site: str) -> None:
+        """A replica that holds what the chain left behind, or whose journal is damaged, does not help itself.
+
+        What it has is set aside before anything is built anew. A fork is not among the reasons: there somebody's log is
+        wrong, and a person must look.
+        """
+        status = self._monitor.replicator(site).volume(volume.name) or {}
+        reason = (status.get("error") or {}).get("reason")
+        if site == volume.leader or reason not in _REBUILT or not self._monitor.replicator(site).fresh:
+            return
+        _log.warning("rebuilding a replica", volume=volume.name, site=site, why=reason)
+        rebuilding = self._embedded.clients[site].replicator.rebuild(volume.name)
+        await self._try(("rebuild", volume.name, site), rebuilding)
+
     async def _correct_agent(self, volume: Volume, site: str) -> None:
         heard = self._monitor.agent(site)
         status = heard.volume(volume.name)
@@ -112,6 +131,8 @@ class Reconciler:
             # An agent that starts anew knows nothing until it is told; programs wait in its gate meanwhile.
             if heard.fresh and status is None and volume.state is State.CAPTURED:
                 await self._try(("resume", volume.name, site), self._lifecycle.resume(volume.name))
+            elif heard.fresh and status is not None and self._lacks_lease(volume, status):
+                await self._try(("lease", volume.name, site), self._hands.begin_capture(volume))
             return
         if not heard.fresh or status is None or status.get("state") == "released":
             return
@@ -121,6 +142,12 @@ class Reconciler:
             return
         await self._try(("retire", volume.name, site), self._retire(volume, site, status))
 
+    def _lacks_lease(self, volume: Volume, status: dict[str, Any]) -> bool:
+        """A reign that began without a majority, or before automatic failover was wanted; or goes on after it was."""
+        has = (status.get("lease") or {}).get("ttl_ms")
+        captures = status.get("state") in ("scanning", "capturing") and volume.state is State.CAPTURED
+        return captures and status.get("epoch") == volume.epoch and has != self._hands.lease_order()
+
     async def _retire(self, volume: Volume, site: str, status: dict[str, Any]) -> None:
         """An agent that came back believing that it leads: fence it, end its program, end its capture."""
         _log.warning("retiring a former leader", volume=volume.name, site=site, state=status.get("state"))
@@ -128,6 +155,10 @@ class Reconciler:
         program = status.get("program") or {}
         if program.get("running"):
             await self.end_program(site, volume.name)
+        if status.get("state") == "fenced":
+            # It has ended by itself, and has nothing to release; looked at again now and then.
+            self._not_before["retire", volume.name, site] = time.monotonic() + RETIRED_S
+            return
         await self._embedded.clients[site].agent.release(volume.name)
         await self._monitor.look(site)
 

@@ -47,7 +47,7 @@ def is_met(volume: registry.Volume, site: str, status: dict[str, Any] | None) ->
     return same and (order["role"] == "lead" or status.get("path") == order["path"])
 
 
-def attach_body(volume: registry.Volume, sites: list[str]) -> dict[str, Any]:
+def attach_body(volume: registry.Volume, sites: list[str], lease_ttl_ms: int | None = None) -> dict[str, Any]:
     """The body of ``POST attach`` at the leader's agent."""
     resume = volume.resume
     parent = resume.point if resume is not None else volume.chain[-1].parent
@@ -59,6 +59,7 @@ def attach_body(volume: registry.Volume, sites: list[str]) -> dict[str, Any]:
         "policy": volume.policy,
         "tree_state": resume.tree_state if resume is not None else None,
         "probe": volume.probe,
+        "lease_ttl_ms": lease_ttl_ms,
         # Who is to hold replicas, so that silence counts as lag.
         "replicas": [site for site in sites if site != volume.leader],
     }

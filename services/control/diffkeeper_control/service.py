@@ -14,7 +14,16 @@ import structlog
 
 from diffkeeper import __version__
 from diffkeeper.domain import errors
-from diffkeeper_control import drill_reports, failover_requests, operations, processes, programs, registry
+from diffkeeper.leases.nats_lease_store import NatsLeaseStore
+from diffkeeper_control import (
+    drill_reports,
+    failover_requests,
+    operations,
+    processes,
+    programs,
+    registry,
+    settings,
+)
 from diffkeeper_control.branch_merges import BranchMerges
 from diffkeeper_control.clones import Clones
 from diffkeeper_control.coordinator import Coordinator, Spawn
@@ -24,20 +33,27 @@ from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.failover_requests import Asked
 from diffkeeper_control.hands import SiteHands
 from diffkeeper_control.history_reader import HistoryReader
+from diffkeeper_control.lease_office import LeaseOffice
 from diffkeeper_control.lifecycle import Lifecycle
 from diffkeeper_control.log_reader import LogReader
 from diffkeeper_control.monitor import Monitor
+from diffkeeper_control.node_care import NodeCare
 from diffkeeper_control.operations import Operation, OperationStore
 from diffkeeper_control.program_stops import ProgramStops
 from diffkeeper_control.reconciler import Reconciler
 from diffkeeper_control.verification import Verifier
 from diffkeeper_control.views import Views
+from diffkeeper_control.watchman import Watchman
 
 # A site that is to be killed is asked once more who runs there, but never waited for.
 LAST_LOOK_S = 0.15
 # A site that has just come back is given this long to take up its role before a failover to it is refused.
 TARGET_WAIT_S = 10.0
 TARGET_LOOK_S = 0.1
+# How long the target of an automatic failover may take to catch up before another one is tried.
+AUTOMATIC_TIMEOUT_S = 30.0
+# How long one link server may take to answer before the next is asked.
+LEASE_ATTEMPT_S = 0.15
 
 _log = structlog.get_logger("control")
 
@@ -49,8 +65,9 @@ class ControlService:
         self.registry = registry.Registry(layout.registry)
         self.operations = OperationStore(layout.operations)
         self.monitor = Monitor(embedded)
+        self.office = LeaseOffice(_lease_store(embedded), embedded.note.lease_ttl_ms)
         self.doors = DoorKeeper(embedded, self.registry)
-        self.hands = SiteHands(embedded, self.registry, self.monitor, self.doors)
+        self.hands = SiteHands(embedded, self.registry, self.monitor, self.doors, self.office)
         self.coordinator = Coordinator(self.operations, self.hands, spawn)
         self.lifecycle = Lifecycle(embedded, self.registry, self.monitor, self.hands, self.doors)
         self.reconciler = Reconciler(
@@ -59,11 +76,16 @@ class ControlService:
         self.branch_merges = BranchMerges(embedded, self.registry, self.lifecycle)
         self.verifier = Verifier(embedded, self.registry, self.monitor)
         self.log_reader = LogReader(embedded, self.registry, self.monitor)
+        self.node_care = NodeCare(embedded, embedded.session)
+        self.monitor.more_troubles = self.node_care.troubles
+        self.watchman = Watchman(
+            embedded, self.registry, self.monitor, self.office, self._begin_automatic_failover
+        )
         self.program_stops = ProgramStops(
             self.registry, self.monitor, self.lifecycle, self.reconciler, self.hands
         )
         self.history_reader = HistoryReader(embedded, self.registry, self.monitor)
-        self.views = Views(embedded, self.registry, self.monitor, self.doors)
+        self.views = Views(embedded, self.registry, self.monitor, self.doors, self.watchman)
         self.clones = Clones(embedded, self.registry)
         self.drills = Drills(embedded, self.registry, self.monitor, self.operations, self.views, self.clones)
         self.shutdown_asked = asyncio.Event()
@@ -133,6 +155,14 @@ class ControlService:
             # Outside of the lock, for it is the reconciler that tells the target its role.
             await asyncio.sleep(TARGET_LOOK_S)
 
+    async def _begin_automatic_failover(self, name: str, target: str, silent_ms: float) -> None:
+        async with self.lifecycle.lock(name):
+            volume = self.registry.get(name)
+            asked = Asked(target, lease_expired=True, timeout_s=AUTOMATIC_TIMEOUT_S)
+            seen = await self._look_before_failover(volume, asked)
+            plan = failover_requests.accept(volume, asked, seen, volume.highest_epoch + 1)
+            self.coordinator.start(self.coordinator.begin(plan, seen.loss, silent_ms))
+
     async def _look_before_failover(self, volume: registry.Volume, asked: Asked) -> failover_requests.Seen:
         known = [site for site in (volume.leader, asked.to) if site in self.embedded.sites]
         await asyncio.gather(*(self.monitor.look(site) for site in known))
@@ -144,6 +174,12 @@ class ControlService:
             target_running=asked.to in self.embedded.sites and not self.embedded.is_stopped(asked.to),
             target=target.volume(volume.name) if target.fresh else None,
         )
+
+    async def stop_node(self, node: str, *, kill: bool) -> str:
+        return await self.embedded.stop_node(node, kill=kill)
+
+    async def start_node(self, node: str) -> str:
+        return await self.embedded.start_node(node)
 
     async def stop_site(self, site: str, *, kill: bool) -> None:
         if kill:
@@ -210,3 +246,12 @@ class ControlService:
                     await self.embedded.kill_site(site, await self._programs_at(site))
                     self.embedded.note.sites[site].stopped = False
             await self.doors.stop()
+
+
+def _lease_store(embedded: Embedded) -> NatsLeaseStore | None:
+    if not embedded.note.auto_failover:
+        return None
+    servers = settings.link_urls(embedded.note)
+    return NatsLeaseStore.open(
+        servers, password=embedded.secret, name="diffkeeper-control-lease", attempt_s=LEASE_ATTEMPT_S
+    )

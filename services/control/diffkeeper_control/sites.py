@@ -128,6 +128,9 @@ class Replicator(Service):
     async def digest(self, volume: str) -> Answer:
         return await self.call("GET", f"/v1/volumes/{volume}/digest", timeout_s=600.0)
 
+    async def rebuild(self, volume: str) -> Answer:
+        return await self._post(volume, "rebuild", {}, 600.0)
+
     async def verify(self, volume: str) -> Answer:
         return await self._post(volume, "verify", {}, 600.0)
 
@@ -152,9 +155,9 @@ class Replicator(Service):
 class Broker:
     """The event log of one site, connected at first need and again after its server was away for long."""
 
-    def __init__(self, site: str, url: str, secret: str) -> None:
+    def __init__(self, site: str, servers: list[str], secret: str) -> None:
         self._site = site
-        self._url = url
+        self._servers = servers
         self._secret = secret
         self._log: nats_event_log.NatsEventLog | None = None
         self._connecting = asyncio.Lock()
@@ -165,7 +168,7 @@ class Broker:
             if self._log is None:
                 self._log = await nats_event_log.NatsEventLog.connect(
                     self._site,
-                    [self._url],
+                    self._servers,
                     password=self._secret,
                     name="diffkeeper-control",
                     timeout_s=BROKER_TIMEOUT_S,
@@ -189,13 +192,13 @@ class SiteClients:
         token: str,
         agent: str,
         replicator: str,
-        broker: str,
+        brokers: list[str],
         secret: str,
     ) -> None:
         self.site = site
         self.agent = Agent(session, agent, token)
         self.replicator = Replicator(session, replicator, token)
-        self.broker = Broker(site, broker, secret)
+        self.broker = Broker(site, brokers, secret)
 
     async def close(self) -> None:
         await self.broker.close()

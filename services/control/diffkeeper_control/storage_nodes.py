@@ -297,8 +297,7 @@ class StorageNodes:
             "token_file": str(self._layout.token),
             "broker_secret_file": str(self._layout.secret),
             "sites": [
-                {"site": site, "servers": [settings.broker_url(self._note, site)]}
-                for site in self._note.sites
+                {"site": site, "servers": settings.broker_urls(self._note, site)} for site in self._note.sites
             ],
             "nodes": [
                 {"name": name, "domain": node.domain, "servers": [f"nats://{HOST}:{node.nats_port}"]}

@@ -80,6 +80,11 @@ class Child:
             return None
         return processes.ProcessId(self.process.pid, self.process.start_ticks)
 
+    @property
+    def failures(self) -> int:
+        """How often in a row it ended, or could not be started, since it last lived for a while."""
+        return self._failures
+
     def is_running(self) -> bool:
         identity = self.identity
         return identity is not None and processes.is_running(identity)

@@ -18,6 +18,7 @@ from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.failover_requests import LeaderState
 from diffkeeper_control.monitor import Heard, Monitor
 from diffkeeper_control.registry import State, Volume
+from diffkeeper_control.watchman import Watchman
 
 # A barrier that waits longer than this says that its level is not met just now.
 LONG_WAIT_US = 1_000_000
@@ -25,12 +26,18 @@ LONG_WAIT_US = 1_000_000
 
 class Views:
     def __init__(
-        self, embedded: Embedded, known: registry.Registry, monitor: Monitor, doors: DoorKeeper
+        self,
+        embedded: Embedded,
+        known: registry.Registry,
+        monitor: Monitor,
+        doors: DoorKeeper,
+        watchman: Watchman,
     ) -> None:
         self._embedded = embedded
         self._doors = doors
         self._registry = known
         self._monitor = monitor
+        self._watchman = watchman
         # Where each reign stood when its base was first seen complete: what must be safe before it is ready.
         self._base_ends: dict[tuple[str, int], str] = {}
 
@@ -119,6 +126,8 @@ class Views:
             "lost_records": (status or {}).get("lost_records"),
             "why_not_bpf": (status or {}).get("why_not_bpf"),
             "program": _aged(status, "program", heard),
+            "automatic": self._watchman.view(volume),
+            "lease": _aged(status, "lease", heard),
             "loss_bound": msgspec.to_builtins(self.loss_bound(volume)),
             "sites": [self._replica(volume, site) for site in self._embedded.sites],
             "chain": [msgspec.to_builtins(reign) for reign in volume.chain],

@@ -161,6 +161,12 @@ class Control:
     def start_site(self, site: str) -> dict[str, Any]:
         return self._call("POST", f"/v1/sites/{quote(site, safe='')}/start", {}, 60)
 
+    def stop_node(self, node: str, *, kill: bool) -> dict[str, Any]:
+        return self.call("POST", f"/v1/nodes/{quote(node, safe='')}/stop", {"kill": kill}, 60)
+
+    def start_node(self, node: str) -> dict[str, Any]:
+        return self.call("POST", f"/v1/nodes/{quote(node, safe='')}/start", {}, 60)
+
     def storage(self) -> dict[str, Any]:
         return self.call("GET", "/v1/storage")
 

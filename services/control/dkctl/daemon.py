@@ -32,6 +32,16 @@ _FAMILY_OF_EXIT = {
 }
 
 
+def arguments(
+    nodes: str | None = None, auto_failover: bool | None = None, lease_ttl_ms: int | None = None
+) -> list[str]:
+    """What control is told about sites and failover; what is None is left as it is."""
+    told = [] if auto_failover is None else ["--auto-failover" if auto_failover else "--no-auto-failover"]
+    for flag, value in (("--nodes", nodes), ("--lease-ttl-ms", lease_ttl_ms)):
+        told += [] if value is None else [flag, str(value)]
+    return told
+
+
 def start(directory: Path, sites: str | None, options: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """Control in a session of its own, so that only dkctl decides what a Ctrl-C means to it."""
     log = directory / LOG

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _SICK_STATES = frozenset({"leaderless", "fenced", "failed"})
+_LIVELY_STATES = frozenset({"capturing", "running", "leaderless"})
 _SICK_REPLICAS = frozenset({"stalled", "failed"})
 
 
@@ -24,6 +25,9 @@ def of_volume(volume: dict[str, Any]) -> list[str]:
     # Until the base is safe the level cannot be met: that is progress, not a finding.
     if level.get("met") is False and volume.get("ready"):
         found.append(f"{name} does not meet its level {level['asked']}")
+    automatic = volume.get("automatic") or {}
+    if automatic.get("state") == "not-now" and volume["state"] in _LIVELY_STATES and volume.get("ready"):
+        found.append(f"{name} cannot fail over by itself now: {automatic.get('detail')}")
     found += [f"{name} is stalled: {alarm['message']}" for alarm in volume.get("alarms") or []]
     gaps = volume.get("gaps") or {}
     if gaps.get("open"):

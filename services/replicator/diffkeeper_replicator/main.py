@@ -42,6 +42,7 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
         wanted.servers,
         password=settings.read_token(Path(wanted.broker_secret_file)),
         name=f"diffkeeper-replicator-{wanted.site}",
+        sites=wanted.sites,
     )
     if wanted.repair is not None:
         log = healing_log.HealingEventLog(log, wanted.repair, token)

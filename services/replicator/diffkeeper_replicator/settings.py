@@ -15,6 +15,8 @@ class ReplicatorSettings(settings.Settings, frozen=True, kw_only=True):
     # Addresses of this site's own nats-servers.
     servers: tuple[str, ...]
     broker_secret_file: str
+    # All sites: what this one's brokers lost is asked for there.
+    sites: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 0
     # Replicators of other sites, asked for what is damaged in the history here.

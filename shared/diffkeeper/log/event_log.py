@@ -61,7 +61,10 @@ class EventLog(Protocol):
         """
 
     async def get(self, origin: volumes.Origin, stream_sequence: int) -> Stored | None:
-        """One message by its stream sequence; None when the stream does not hold it."""
+        """One message by its stream sequence; None when the stream does not hold it.
+
+        One that this site's copy lost is asked for at other sites, where it stands at the same place.
+        """
 
     def append(
         self,
@@ -82,7 +85,7 @@ class EventLog(Protocol):
 
     def read(self, origin: volumes.Origin, first_sequence: int) -> AsyncGenerator[Stored, None]:
         """Messages from ``first_sequence`` on, then new ones as they come, without end. Resumes by itself
-        after a lost connection.
+        after a lost connection, and takes what this site's copy lost from other sites.
         """
 
     async def confirm(self, origin: volumes.Origin, confirmation: Confirmation) -> None:
@@ -104,4 +107,5 @@ def stream_gap(origin: volumes.Origin, expected: int, found: int | None) -> erro
         hint="the frame is asked for at another holder; check the broker's disk",
         stream=origin.stream,
         expected=expected,
+        found=found,
     )

@@ -8,7 +8,6 @@ next one. Whoever needs a subscription binds it to a ``Session`` and starts agai
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 from collections.abc import Callable, Coroutine, Sequence
@@ -32,6 +31,8 @@ _READ_BYTES = 256 * 1024
 nats.aio.client.DEFAULT_BUFFER_SIZE = _READ_BYTES
 _JS_NO_STREAM = 10059
 _JS_UNAVAILABLE = (408, 503)
+# A stream needs as many brokers as it has replicas to be made, and one of them is away.
+_JS_NO_PEERS = 10005
 
 
 class Session:
@@ -130,13 +131,19 @@ class NatsConnection:
         except TimeoutError:
             raise self.unreachable() from None
 
-    async def request(self, subject: str, payload: bytes, timeout_s: float = REQUEST_TIMEOUT_S) -> Msg:
+    async def request(
+        self,
+        subject: str,
+        payload: bytes,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        headers: dict[str, str] | None = None,
+    ) -> Msg:
         session = self.current
         if session is None:
             raise self.unreachable()
         reply, future = session.expect()
         try:
-            await session.client.publish(subject, payload, reply=reply)
+            await session.client.publish(subject, payload, reply=reply, headers=headers)
             async with asyncio.timeout(timeout_s):
                 msg = await future
         except TimeoutError:
@@ -172,11 +179,11 @@ class NatsConnection:
         )
 
     async def close(self) -> None:
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
-            self._supervisor = None
+        supervisor, self._supervisor = self._supervisor, None
+        while supervisor is not None and not supervisor.done():
+            supervisor.cancel()
+            # Asked again and again: nats-py swallows a cancellation that comes while it closes a connection.
+            await asyncio.wait({supervisor}, timeout=_RETRY_S)
 
     async def _supervise(self) -> None:
         while True:
@@ -266,7 +273,7 @@ def api_error(error: dict[str, Any], subject: str) -> errors.DiffKeeperError:
         return errors.NotFound(
             f"there is no such stream ({subject})", reason="no-stream", hint="dkctl status", **facts
         )
-    if error.get("code") in _JS_UNAVAILABLE:
+    if error.get("code") in _JS_UNAVAILABLE or number == _JS_NO_PEERS:
         return errors.Unreachable(
             f"JetStream cannot answer now: {text}", reason="jetstream-unavailable", hint="try again", **facts
         )

@@ -9,7 +9,6 @@ in their headers. Nothing is buffered while the connection is down.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 from collections import deque
@@ -19,12 +18,11 @@ from typing import Any, Self
 import nats.errors
 from nats.aio.msg import Msg
 
-from diffkeeper import nats_server
+from diffkeeper import nats_config, topology
 from diffkeeper.domain import errors, frames, volumes
 from diffkeeper.log import confirmations, event_log, nats_connection, nats_reader, nats_streams
 
 APPEND_TIMEOUT_S = 5.0
-_JS_NO_MESSAGE = 10037
 _JS_NAME_IN_USE = 10058
 _JS_OTHER_STREAM = 10060
 _JS_WRONG_LAST = frozenset({10070, 10071})  # message id, sequence
@@ -35,13 +33,17 @@ _JS_FULL = frozenset({10023, 10028, 10047, 10077})
 class NatsEventLog:
     """One site's view of the log. Made by ``connect``."""
 
-    def __init__(self, site: str, connection: nats_connection.NatsConnection, replicas: int) -> None:
+    def __init__(
+        self, site: str, connection: nats_connection.NatsConnection, replicas: int, others: Sequence[str]
+    ) -> None:
         self.site = site
+        self._others = tuple(other for other in others if other != site)
         self.garbage_confirmations = 0
         self._connection = connection
         self._replicas = replicas
         self._api = nats_streams.api_prefix(site)
         self._outbox: deque[_Append] = deque()
+        self._newest: dict[volumes.Origin, _Append] = {}
         self._waiting = asyncio.Event()
         self._sender = asyncio.create_task(self._send_all(), name="event-log-sender")
 
@@ -52,13 +54,15 @@ class NatsEventLog:
         servers: Sequence[str],
         *,
         password: str,
-        user: str = nats_server.USER,
+        user: str = nats_config.USER,
         name: str = "diffkeeper",
-        replicas: int = 1,
+        sites: Sequence[str] = (),
         timeout_s: float = nats_connection.CONNECT_TIMEOUT_S,
     ) -> Self:
-        """Connect to the servers of ``site``; raises Unreachable, Unauthorised, or
-        Misconfigured for another site's.
+        """Connect to one of ``servers``, which are all of ``site``: a stream has a replica on each of them. Of ``sites``,
+        all there are, messages are asked for that this site's copy lost.
+
+        Raises Unreachable, Unauthorised, or Misconfigured for another site's.
         """
         connection = nats_connection.NatsConnection(servers, user, password, name)
         await connection.open(timeout_s)
@@ -75,7 +79,7 @@ class NatsEventLog:
                 hint="check the addresses of the site's servers",
                 site=site,
             )
-        return cls(site, connection, replicas)
+        return cls(site, connection, topology.replicas(len(servers)), sites)
 
     @classmethod
     async def open(
@@ -84,20 +88,26 @@ class NatsEventLog:
         servers: Sequence[str],
         *,
         password: str,
-        user: str = nats_server.USER,
+        user: str = nats_config.USER,
         name: str = "diffkeeper",
-        replicas: int = 1,
     ) -> Self:
         """A log of a site that may be away for long: nothing is waited for, and each call says Unreachable meanwhile."""
         connection = nats_connection.NatsConnection(servers, user, password, name)
         connection.start()
-        return cls(site, connection, replicas)
+        return cls(site, connection, topology.replicas(len(servers)), ())
 
     async def create_origin(self, origin: volumes.Origin) -> None:
         await self._create(nats_streams.origin_config(origin, self._replicas))
 
     async def create_mirror(self, origin: volumes.Origin) -> None:
         await self._create(nats_streams.mirror_config(origin, self._replicas))
+
+    async def renew_mirror(self, origin: volumes.Origin) -> None:
+        """Throw this site's mirror away and make it anew: it is a cache, and is filled from the origin."""
+        assert origin.site != self.site, "an origin's own stream is no cache"
+        with contextlib.suppress(errors.NotFound):
+            await self._connection.api(f"{self._api}.STREAM.DELETE.{origin.stream}")
+        await self.create_mirror(origin)
 
     async def _create(self, wanted: dict[str, Any]) -> None:
         name = wanted["name"]
@@ -137,16 +147,19 @@ class NatsEventLog:
         return stored
 
     async def get(self, origin: volumes.Origin, stream_sequence: int) -> event_log.Stored | None:
-        try:
-            answer = await self._connection.api(
-                f"{self._api}.STREAM.MSG.GET.{origin.stream}", {"seq": stream_sequence}
-            )
-        except errors.Refused as error:
-            if error.facts.get("err_code") == _JS_NO_MESSAGE:
-                return None
-            raise
-        message = answer["message"]
-        return event_log.Stored(int(message["seq"]), base64.b64decode(message.get("data", "")))
+        stored = await nats_reader.get(self._connection, self.site, origin, stream_sequence)
+        if stored is not None:
+            return stored
+        info = await self._connection.api(f"{self._api}.STREAM.INFO.{origin.stream}")
+        if not 0 < stream_sequence <= int(info["state"]["last_seq"]):
+            return None
+        return await nats_reader.get_elsewhere(
+            self._connection, self._holders(origin), origin, stream_sequence
+        )
+
+    def _holders(self, origin: volumes.Origin) -> list[str]:
+        """Other sites that may hold the stream, its origin first."""
+        return sorted({*self._others, origin.site} - {self.site}, key=lambda site: site != origin.site)
 
     def append(
         self,
@@ -155,13 +168,39 @@ class NatsEventLog:
         expected_sequence: int,
         after: frames.Frame | None = None,
     ) -> asyncio.Future[int]:
-        append = _Append(origin, frame, expected_sequence, after)
+        append = _Append(origin, frame, expected_sequence, after, guarded=self._replicas == 1)
+        before = self._newest.get(origin)
+        self._newest[origin] = append
+        if after is not None and not append.guarded and before is not None and not before.future.done():
+            before.future.add_done_callback(lambda stored: self._send_after(append, stored))
+        else:
+            self._send_soon(append)
+        return append.future
+
+    def _send_soon(self, append: _Append) -> None:
         if self._connection.current is None:
             append.fail(self._connection.unreachable())
-            return append.future
+            return
         self._outbox.append(append)
         self._waiting.set()
-        return append.future
+
+    def _send_after(self, append: _Append, before: asyncio.Future[int]) -> None:
+        """On a stream of several replicas a frame is sent when the one before it is stored.
+
+        The broker's guard against a stranger in between (the expected last message id) must not be used there: a replica
+        that was filled from another one does not know the last id, takes the next message for a mismatch and
+        stops for good (nats-server 2.15: processCatchupMsg leaves lmsgId as it was).
+        """
+        if before.cancelled() or before.exception() is not None:
+            append.fail(
+                errors.Unreachable(
+                    f"frame {append.frame.position} was not sent, because the one before it was not stored",
+                    reason="not-sent",
+                    hint="the publisher asks the stream, and sends it again",
+                )
+            )
+        else:
+            self._send_soon(append)
 
     async def _send_all(self) -> None:
         while True:
@@ -192,7 +231,8 @@ class NatsEventLog:
             append.fail(self._connection.unreachable())
 
     def read(self, origin: volumes.Origin, first_sequence: int) -> AsyncGenerator[event_log.Stored, None]:
-        return nats_reader.Reader(self._connection, self.site, origin).read(first_sequence)
+        reader = nats_reader.Reader(self._connection, self.site, origin, self._holders(origin))
+        return reader.read(first_sequence)
 
     async def confirm(self, origin: volumes.Origin, confirmation: event_log.Confirmation) -> None:
         session = self._connection.current
@@ -229,8 +269,16 @@ class _Append:
     """One append, from the call to its result. Its clock starts when it is handed to the connection."""
 
     def __init__(
-        self, origin: volumes.Origin, frame: frames.Frame, expected: int, after: frames.Frame | None
+        self,
+        origin: volumes.Origin,
+        frame: frames.Frame,
+        expected: int,
+        after: frames.Frame | None,
+        *,
+        guarded: bool,
     ) -> None:
+        # Whether the broker refuses it behind a stranger's message; else it is sent behind its own predecessor only.
+        self.guarded = guarded
         self.origin = origin
         self.frame = frame
         self.expected = expected
@@ -243,7 +291,7 @@ class _Append:
             "Nats-Expected-Last-Sequence": str(self.expected),
             "Nats-Msg-Id": self.frame.message_id,
         }
-        if self.after is not None:
+        if self.after is not None and self.guarded:
             # Only behind a frame under way: a broker started anew has forgotten the last id if it is old.
             headers["Nats-Expected-Last-Msg-Id"] = self.after.message_id
         return headers

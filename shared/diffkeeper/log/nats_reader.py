@@ -10,9 +10,10 @@ their reader does.
 from __future__ import annotations
 
 import asyncio
+import base64
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -30,6 +31,7 @@ _RETRY_S = 0.2
 # How often a reader of a mirror asks whether it stands still; twice in a row decides.
 _SOURCE_CHECK_S = 1.0
 _NS = 1_000_000_000
+_JS_NO_MESSAGE = 10037
 
 
 class _Again(Exception):
@@ -93,6 +95,35 @@ async def subscribe(connection: nats_connection.NatsConnection, subject: str) ->
             forget()
 
 
+async def get(
+    connection: nats_connection.NatsConnection, site: str, origin: volumes.Origin, sequence: int
+) -> event_log.Stored | None:
+    """One message of a site's copy of a stream; None when it does not hold it."""
+    subject = f"{nats_streams.api_prefix(site)}.STREAM.MSG.GET.{origin.stream}"
+    try:
+        answer = await connection.api(subject, {"seq": sequence})
+    except errors.Refused as error:
+        if error.facts.get("err_code") == _JS_NO_MESSAGE:
+            return None
+        raise
+    message = answer["message"]
+    return event_log.Stored(int(message["seq"]), base64.b64decode(message.get("data", "")))
+
+
+async def get_elsewhere(
+    connection: nats_connection.NatsConnection, sites: Sequence[str], origin: volumes.Origin, sequence: int
+) -> event_log.Stored | None:
+    """The same from the first of several sites that has it. Nobody vouches for it: the reader of a frame checks its hash."""
+    for site in sites:
+        try:
+            stored = await get(connection, site, origin, sequence)
+        except errors.DiffKeeperError:
+            continue  # away, or without the stream: the next one
+        if stored is not None:
+            return stored
+    return None
+
+
 class Reader:
     """One reading of one stream, across sessions, and across the two places where a mirrored stream can be
     read.
@@ -103,10 +134,17 @@ class Reader:
     same places.
     """
 
-    def __init__(self, connection: nats_connection.NatsConnection, site: str, origin: volumes.Origin) -> None:
+    def __init__(
+        self,
+        connection: nats_connection.NatsConnection,
+        site: str,
+        origin: volumes.Origin,
+        holders: Sequence[str] = (),
+    ) -> None:
         self._connection = connection
         self._site = site
         self._origin = origin
+        self._holders = holders
         self._source = site
         self._following = 1
 
@@ -121,10 +159,26 @@ class Reader:
                         yield stored
             except (_Again, nats.errors.Error, errors.Transient):
                 await asyncio.sleep(_RETRY_S)
+            except errors.Corrupt as gap:
+                async with aclosing(self._lost(gap)) as messages:
+                    async for stored in messages:
+                        self._following = stored.stream_sequence + 1
+                        yield stored
             except errors.NotFound:
                 if self._source == self._site:
                     raise
                 self._source = self._site
+
+    async def _lost(self, gap: errors.Corrupt) -> AsyncGenerator[event_log.Stored, None]:
+        """What the copy that is read has lost, from other sites; raises the gap when none of them has it."""
+        found = gap.facts.get("found")
+        if gap.reason != "stream-gap" or not isinstance(found, int) or found <= self._following:
+            raise gap
+        for sequence in range(self._following, found):
+            stored = await get_elsewhere(self._connection, self._holders, self._origin, sequence)
+            if stored is None:
+                raise gap
+            yield stored
 
     async def _consume(self, session: nats_connection.Session) -> AsyncGenerator[event_log.Stored, None]:
         """Messages as one consumer delivers them, until it is of no use."""

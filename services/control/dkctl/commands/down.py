@@ -16,14 +16,23 @@ POLL_S = 0.05
 
 @click.command()
 @click.option("--site", metavar="SITE", help="Only this site; it stays stopped until dkctl up --site SITE.")
-@click.option("--kill", is_flag=True, help="With --site: SIGKILL to all its processes and programs at once.")
+@click.option("--node", metavar="NODE", help="Only this broker of a site, such as east-2.")
+@click.option(
+    "--kill", is_flag=True, help="With --site: SIGKILL to all its processes and programs; with --node: to it."
+)
 @options.timeout(60.0)
 @options.directory
 @options.form
-def down(site: str | None, kill: bool, timeout_s: float, directory: Path, form: str) -> exits.Exit:
+def down(
+    site: str | None, node: str | None, kill: bool, timeout_s: float, directory: Path, form: str
+) -> exits.Exit:
     """Stop the deployment and everything in it. The data stay; `dkctl up` goes on with them."""
-    if kill and site is None:
-        raise click.UsageError("--kill needs --site.")
+    if site is not None and node is not None:
+        raise click.UsageError("--site and --node exclude each other.")
+    if kill and site is None and node is None:
+        raise click.UsageError("--kill needs --site or --node.")
+    if node is not None:
+        return _one_node(client.Control.of(directory), node, form, kill=kill)
     if site is not None:
         return _one_site(client.Control.of(directory), site, form, kill=kill)
     return _everything(directory, timeout_s, form)
@@ -38,6 +47,17 @@ def _one_site(control: client.Control, site: str, form: str, *, kill: bool) -> e
         state,
         names=[f"site/{site}"],
         hints=[f"dkctl failover {volume} --to SITE" for volume in led],
+    )
+    return output.show(answer, form)
+
+
+def _one_node(control: client.Control, node: str, form: str, *, kill: bool) -> exits.Exit:
+    site = control.stop_node(node, kill=kill)
+    answer = output.Answer(
+        f"Node {node} was {'killed' if kill else 'stopped'}; site {site['site']} is {site['state']}.",
+        site,
+        names=[f"node/{node}"],
+        hints=[f"dkctl up --node {node}"],
     )
     return output.show(answer, form)
 

@@ -34,6 +34,7 @@ VOLUME_COLUMNS = [
     Column("PROBE", "probe"),
     Column("FIDELITY", "fidelity"),
     Column("PID", "pid"),
+    Column("FAILOVER", "failover"),
     Column("PATH", "path", wide=True),
 ]
 REPLICA_COLUMNS = [
@@ -171,6 +172,7 @@ def volume_row(volume: dict[str, Any]) -> dict[str, Any]:
         "probe": volume.get("probe"),
         "fidelity": volume.get("fidelity"),
         "pid": program.get("pid") if program.get("running") else None,
+        "failover": _failover(volume.get("automatic") or {}),
         "path": volume.get("path"),
     }
 
@@ -226,6 +228,19 @@ def lag_text(lag: dict[str, Any]) -> str | None:
     if not lag["frames"]:
         return "none"
     return f"{lag['frames']} frames, {output.size(lag.get('bytes'))}, {output.duration(lag.get('ms'))}"
+
+
+def _failover(automatic: dict[str, Any]) -> str | None:
+    """Who decides it: an operator, or nobody, after how long a silence of the leader."""
+    match automatic.get("state"):
+        case None:
+            return None
+        case "ready":
+            return f"automatic after {output.duration(automatic.get('ttl_ms'))}"
+        case "not-now":
+            return "automatic, not now"
+        case _:
+            return "by operator"
 
 
 def _state(volume: dict[str, Any]) -> str:

@@ -26,6 +26,24 @@ PROCESS_COLUMNS = [
 @click.command()
 @click.option("--sites", metavar="NAMES", help="Comma-separated; east,west for a new deployment.")
 @click.option("--site", metavar="SITE", help="Only start this site again, which was stopped or killed.")
+@click.option("--node", metavar="NODE", help="Only start this broker again, such as east-2.")
+@click.option(
+    "--nodes",
+    type=click.Choice(["1", "3", "5"]),
+    help="Brokers a site; of 3, any one may die. 1 for a new deployment.",
+)
+@click.option(
+    "--auto-failover/--no-auto-failover",
+    default=None,
+    help="Give a volume whose leader is silent to another site, where nothing acknowledged can be lost. "
+    "Needs three sites; off for a new deployment.",
+)
+@click.option(
+    "--lease-ttl-ms",
+    type=click.IntRange(200, 600_000),
+    metavar="MS",
+    help="How long a leader is silent before another site takes over; 500 for a new deployment.",
+)
 @click.option(
     "--storage-nodes",
     type=click.IntRange(min=0),
@@ -40,6 +58,10 @@ PROCESS_COLUMNS = [
 def up(
     sites: str | None,
     site: str | None,
+    node: str | None,
+    nodes: str | None,
+    auto_failover: bool | None,
+    lease_ttl_ms: int | None,
     storage_nodes: int | None,
     parity: str | None,
     detach: bool,
@@ -49,20 +71,26 @@ def up(
 ) -> int:
     """Start a whole deployment on this machine, or take over what still runs of one.
 
-    Each site gets its own nats-server, capture agent and replicator. Without --detach, Ctrl-C stops all
-    of it in order.
+    Each site gets its own nats-servers, capture agent and replicator; from three sites on, a link server too, which
+    joins the sites and keeps the leases. Without --detach, Ctrl-C stops all of it in order.
     """
+    whole = [sites, nodes, auto_failover, lease_ttl_ms, storage_nodes, parity]
+    if (site is not None) + (node is not None) + any(one is not None for one in whole) > 1:
+        raise click.UsageError(
+            "--site and --node exclude each other, and what is said of a whole deployment."
+        )
     if site is not None:
-        if sites is not None:
-            raise click.UsageError("--site and --sites exclude each other.")
         return _one_site(client.Control.of(directory), site, form)
+    if node is not None:
+        return _one_node(client.Control.of(directory), node, form)
     directory = directory.absolute()
     running = daemon.status_of(directory)
     if running is not None:
         _check_same_storage(directory, storage_nodes, parity)
         return _runs_already(running, sites, directory, form, detach=detach)
     log_start = daemon.log_size(directory)
-    process = daemon.start(directory, sites, storage_options(storage_nodes, parity))
+    told = daemon.arguments(nodes, auto_failover, lease_ttl_ms)
+    process = daemon.start(directory, sites, [*told, *storage_options(storage_nodes, parity)])
     # To be asked to end is the same as Ctrl-C: what was started is stopped in order.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -105,6 +133,20 @@ def _one_site(control: client.Control, site: str, form: str) -> exits.Exit:
         tables=[output.Table(PROCESS_COLUMNS, [{"site": site} | process for process in state["processes"]])],
         names=[f"site/{site}"],
         exit=exits.Exit.DONE if well else exits.Exit.ATTENTION,
+        hints=["dkctl status"],
+    )
+    return output.show(answer, form)
+
+
+def _one_node(control: client.Control, node: str, form: str) -> exits.Exit:
+    site = control.start_node(node)
+    answer = output.Answer(
+        f"Node {node} was started; site {site['site']} is {site['state']}.",
+        site,
+        tables=[
+            output.Table(PROCESS_COLUMNS, [{"site": site["site"]} | process for process in site["processes"]])
+        ],
+        names=[f"node/{node}"],
         hints=["dkctl status"],
     )
     return output.show(answer, form)
