@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # The build hook compiles these; a change must compile them again.
 BPF_SOURCES := $(wildcard services/capture/diffkeeper_capture/bpf/*.[ch] services/capture/diffkeeper_capture/native/*.c)
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench soak clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make format  let ruff lay out the code"
 	@echo "make bench   capture, lag and failover, measured against their own baselines"
+	@echo "make soak    every way of writing mixed from a seed, as root (SEED=, MINUTES=10, TRACE=1)"
 	@echo "make clean   remove what was built"
 
 $(STAMP): pyproject.toml $(wildcard build_bpf.py) $(BPF_SOURCES)
@@ -46,6 +47,9 @@ bench: $(STAMP)
 	$(BIN)/dkctl bench capture
 	$(BIN)/dkctl bench lag
 	$(BIN)/dkctl bench failover
+
+soak: $(STAMP)
+	@$(BIN)/python -m tests.bpf.soak
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -271,6 +271,10 @@ class _Children(Mapping[bytes, int]):
             raise KeyError(name)
         return int(row[0])
 
+    def __contains__(self, name: object) -> bool:
+        query = "SELECT 1 FROM names WHERE parent = ? AND name = ?"
+        return self._store.execute(query, (self._directory, name)).fetchone() is not None
+
     def __iter__(self) -> Iterator[bytes]:
         rows = self._store.execute("SELECT name FROM names WHERE parent = ?", (self._directory,)).fetchall()
         return (row[0] for row in rows)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffkeeper_capture import bpf_probe
-from diffkeeper_capture.records import NO_VOLUME, Flag, Kind, PathOp, Record
+from diffkeeper_capture.records import NO_VOLUME, TIME_KEPT, TIME_NOW, Flag, Kind, PathOp, Record
 
 ACTS = Path(__file__).with_name("acts.py")
 Seen = tuple[Record, bytes]
@@ -72,8 +72,10 @@ class Lines:
             Kind.SIZE: lambda r, p: f"size {self._of(r)} {r.aux}",
             Kind.PATH: self._path,
             Kind.ATTR: lambda r, p: f"attr {self._of(r)} {r.aux:o} {r.uid}:{r.gid}",
+            Kind.DIRTIED: lambda r, p: f"dirtied {self._of(r)} {_range(r)}",
+            Kind.ALLOCATED: lambda r, p: f"allocated {self._of(r)} {_range(r)} mode={r.extra} size={r.aux}",
             Kind.XATTR: lambda r, p: f"xattr {self._of(r)} {p.decode()}",
-            Kind.MAPPED: lambda r, p: f"mapped {self._of(r)} {_range(r)}",
+            Kind.MAPPED: lambda r, p: f"mapped {self._of(r)} {_range(r)} {r.inode2}",
             Kind.UNSEEN: lambda r, p: "unseen",
             Kind.SYNC: lambda r, p: f"sync {self._of(r)}",
         }
@@ -100,11 +102,15 @@ class Lines:
 
     def _path(self, record: Record, payload: bytes) -> str:
         parts = payload.split(b"\0")[:-1]
-        bases = [record.inode, record.inode2]
+        bases = [record.inode if record.offset != PathOp.SYMLINK else 0, record.inode2]
         op = PathOp(record.offset)
+        if record.flags & Flag.FOUND and op in (PathOp.MKDIR, PathOp.MKNOD):
+            self._names.setdefault(
+                record.inode2, parts[0].rstrip(b"/").rpartition(b"/")[2].decode(errors="backslashreplace")
+            )
         said = [op.name.lower()]
         for part, base in zip(parts, bases, strict=False):
-            text = part.replace(self._root, b"$").decode()
+            text = part.replace(self._root, b"$").decode(errors="backslashreplace")
             said.append(text if part.startswith(b"/") or not base else f"{self._names.get(base, '?')}:{text}")
         if op in (PathOp.MKDIR, PathOp.MKNOD, PathOp.CHMOD):
             said.append(f"{record.aux:o}")
@@ -112,9 +118,15 @@ class Lines:
             said.append(str(record.aux))
         if op is PathOp.CHOWN:
             said.append(f"{_id(record.uid)}:{_id(record.gid)}")
+        if op is PathOp.UTIMES:
+            said.append(f"{_time(record.aux)} {_time(record.inode2)}")
         if record.extra:
             said.append(f"extra={record.extra:#x}")
         return " ".join(said)
+
+
+def _time(number: int) -> str:
+    return {TIME_NOW: "now", TIME_KEPT: "kept"}.get(number, str(number))
 
 
 def _id(number: int) -> int:

@@ -37,7 +37,7 @@ def test_a_write_beyond_the_limit_is_one_range_to_read_again(volume: Watched) ->
     size = records.COPY_MAX_BYTES + 1
     [(record, payload)] = writes(volume.run("large", size))
     assert (record.offset, record.length, payload) == (0, size, b"")
-    assert Flag(record.flags) == Flag.UNREADABLE
+    assert Flag(record.flags) & ~Flag.OVERLAPPED == Flag.UNREADABLE, "somebody may cut a file by its path"
 
 
 @pytest.mark.parametrize(("count", "seed"), [(3, 1), (1000, 2), (1024, 3), (1024, 4)])
@@ -56,7 +56,7 @@ def test_a_vectored_write_of_many_segments_is_put_together(count: int, seed: int
 def test_a_buffer_taken_away_before_the_call_returns_makes_a_range_to_read_again(volume: Watched) -> None:
     [(record, payload)] = writes(volume.run("buffer_gone"))
     assert payload == b""
-    assert Flag(record.flags) == Flag.UNREADABLE | Flag.SYNCHRONOUS
+    assert Flag(record.flags) & ~Flag.OVERLAPPED == Flag.UNREADABLE | Flag.SYNCHRONOUS
     assert (record.offset, record.length) == (0, acts.SLOW_SYNC_BYTES)
 
 

@@ -36,6 +36,7 @@ class ForgedProgram:
         status = os.stat(root)
         self._device = kernel_device(status.st_dev)
         self._base = status.st_ino
+        self._machine_root = os.stat("/").st_ino
         self._mount_ns = os.stat("/proc/self/ns/mnt").st_ino
         self._start_ns = 0
 
@@ -93,8 +94,7 @@ class ForgedProgram:
         code = _libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length))
         if code:
             raise OSError(ctypes.get_errno(), "fallocate")
-        reach = (1 << 63) - 1 - offset if mode & 0x28 else length
-        self._tell_fd(Kind.REREAD, fd, offset=offset, length=reach, extra=285)
+        self._tell_fd(Kind.ALLOCATED, fd, offset=offset, length=length, extra=mode, aux=os.fstat(fd).st_size)
 
     def fsync(self, fd: int) -> None:
         self._begin()
@@ -169,7 +169,7 @@ class ForgedProgram:
     def utime(self, path: str, atime_ns: int, mtime_ns: int) -> None:
         self._begin()
         os.utime(self._full(path), ns=(atime_ns, mtime_ns))
-        self._tell_path(PathOp.UTIMES, path)
+        self._tell_path(PathOp.UTIMES, path, aux=atime_ns, inode2=mtime_ns)
 
     def truncate(self, path: str, size: int) -> None:
         self._begin()
@@ -212,6 +212,10 @@ class ForgedProgram:
         values["flags"] = int(values["flags"]) | self.flags
         return Record(**values)
 
+    def _base_of(self, path: str) -> int:
+        """The inode that a path is relative to: the program's root, or its working directory."""
+        return self._machine_root if os.path.isabs(path) else self._base
+
     def _full(self, path: str) -> Path:
         return self.root / path
 
@@ -244,7 +248,5 @@ class ForgedProgram:
             payload,
             volume=NO_VOLUME,
             offset=int(op),
-            inode=self._base,
-            inode2=self._base,
-            **fields,
+            **{"inode": self._base_of(path), "inode2": self._base_of(path2 or ""), **fields},
         )

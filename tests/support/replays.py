@@ -23,7 +23,8 @@ class Replay:
         self.tree = trees.Tree()
         self.contents: dict[int, bytearray] = {}
         self.xattrs: dict[int, dict[bytes, bytes]] = {}
-        self.times: dict[int, tuple[int, int]] = {}
+        # Of access, if it was set, and change; gone again with the next change of the content.
+        self.times: dict[int, tuple[int | None, int]] = {}
         self.gaps: list[Delta] = []
         self.barriers: list[Delta] = []
 
@@ -41,6 +42,7 @@ class Replay:
         self.tree.apply(delta)
         if delta.op in (Op.WRITE, Op.TRUNCATE, Op.PUNCH):
             assert delta.file_id in self.tree.nodes, f"{delta} is of a file that has no name"
+            self.times.pop(delta.file_id, None)
             self._change(self.contents.setdefault(delta.file_id, bytearray()), delta)
         elif delta.op is Op.XATTR:
             name, value = delta.args
@@ -50,7 +52,7 @@ class Replay:
             else:
                 there[name] = value
         elif delta.op is Op.ATTR and "mtime_ns" in delta.args[0]:
-            self.times[delta.file_id] = (delta.args[0].get("atime_ns", 0), delta.args[0]["mtime_ns"])
+            self.times[delta.file_id] = (delta.args[0].get("atime_ns"), delta.args[0]["mtime_ns"])
         elif delta.op is Op.GAP:
             self.gaps.append(delta)
         elif delta.op is Op.BARRIER:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.support.sinks import ListSink
 
 from diffkeeper.domain import trees
 from diffkeeper.domain.deltas import ROOT_ID
-from diffkeeper_capture.path_resolver import OUTSIDE, Base, Lost, PathResolver, Place, kernel_device
+from diffkeeper_capture.path_resolver import OUTSIDE, UNSURE, Base, Lost, PathResolver, Place, kernel_device
 from diffkeeper_capture.shadow import Shadow
 
 
@@ -72,7 +73,19 @@ def test_a_path_through_the_unknown_is_lost_and_not_outside(bench: Bench) -> Non
 
 @pytest.mark.parametrize("path", [b"out/passwd", b"round/f", b"../elsewhere", b"/etc/passwd", b"/"])
 def test_what_leads_out_is_outside(bench: Bench, path: bytes) -> None:
-    assert bench.resolver.entry(bench.base(bench.root), path) is OUTSIDE
+    base = bench.base() if path.startswith(b"/") else bench.base(bench.root)
+    assert bench.resolver.entry(base, path) is OUTSIDE
+
+
+def test_an_absolute_path_of_a_root_in_the_volume_is_inside(bench: Bench) -> None:
+    """As a program sees it that was confined to the volume by chroot, even when it is gone by now."""
+    nobody = replace(bench.base(bench.root), tgid=0, mount_ns=1)
+    assert bench.resolver.entry(nobody, b"/d/f") == Place(bench.directory, b"f", bench.file)
+
+
+def test_a_path_of_a_world_that_is_gone_is_not_called_outside(bench: Bench) -> None:
+    gone = replace(bench.base(), tgid=0, mount_ns=1)
+    assert bench.resolver.entry(gone, b"/data/elsewhere") is UNSURE
 
 
 def test_a_path_may_leave_and_come_back(bench: Bench) -> None:

@@ -58,6 +58,7 @@ def test_head_has_the_fields_of_the_c_record_in_order() -> None:
         ("dk_kind", "KIND_", records.Kind),
         ("dk_flag", "FLAG_", records.Flag),
         ("dk_path_op", "OP_", records.PathOp),
+        ("dk_follows", "FOLLOWS_", bpf_probe.Follows),
     ],
 )
 def test_constants_are_the_same(c_name: str, prefix: str, python: type[records.Kind]) -> None:
@@ -70,6 +71,9 @@ def test_limits_are_the_same() -> None:
     assert number_of("NO_VOLUME") == records.NO_VOLUME
     compat = (bpf_loader.FOLDER / "dk_others.h").read_text()
     assert f"#define COMPAT_NUMBER {records.COMPAT_CALL:#x}" in compat
+    assert number_of("URING_NUMBER") == records.URING_CALL
+    assert number_of("MAPPED_FOLLOWED") == records.Mapping.FOLLOWED
+    assert number_of("MAPPED_DIRTY") == records.Mapping.DIRTY
 
 
 def test_shared_state_is_the_same() -> None:

@@ -106,7 +106,7 @@ def test_steps_are_bounded(root: Path, sink: ListSink, observer: Observer) -> No
     for _ in observer.scan_base():
         most = max(most, len(sink.deltas) - before)
         before = len(sink.deltas)
-    assert most <= 300
+    assert most <= 600, "an entry and its times each"
 
 
 def test_a_missing_root_is_the_operators_to_mend(tmp_path: Path, sink: ListSink) -> None:

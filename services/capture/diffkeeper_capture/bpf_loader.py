@@ -21,6 +21,13 @@ from diffkeeper_capture import libbpf
 
 FOLDER = Path(__file__).parent / "bpf"
 PROGRAMS = ("dk_sys_enter", "dk_sys_exit")
+# Programs on tracepoints that a kernel may be built without.
+OPTIONAL_PROGRAMS = {
+    "dk_dirty_folio": "writeback_dirty_folio",
+    "dk_uring_done": "io_uring_complete",
+    "dk_uring_silent": "io_uring_submit_req",
+    "dk_direct_done": "iomap_dio_complete",
+}
 # Symbolic links beside the pins. BUILD is made last but one, OWNER last: a folder without it is half made.
 _BUILD, _IDENTITY = "build", "identity"
 
@@ -98,6 +105,10 @@ class LoadedProbe:
                 reason="bpf-not-compiled",
                 hint="reinstall diffkeeper, or run `python build_bpf.py` in a working copy",
             )
+        missing = self._lib.missing_tracepoints(OPTIONAL_PROGRAMS.values()) or []
+        # Those of the optional programs that this kernel can run.
+        self.optional = {name for name, point in OPTIONAL_PROGRAMS.items() if point not in missing}
+        self._names = (*PROGRAMS, *sorted(self.optional))
         self._build = hashlib.sha256(path.read_bytes()).hexdigest()[:32] + f"-{ring_bytes}"
         self.is_adopted = folder is not None and self._adopt(folder)
         if self.is_adopted:
@@ -116,6 +127,9 @@ class LoadedProbe:
         ring = call.bpf_object__find_map_by_name(self._handle, b"ring")
         if call.bpf_map__set_max_entries(ring, ring_bytes) < 0:
             raise self._refused(f"a ring of {ring_bytes} bytes was refused")
+        for name in OPTIONAL_PROGRAMS.keys() - self.optional:
+            program = call.bpf_object__find_program_by_name(self._handle, name.encode())
+            call.bpf_program__set_autoload(program, False)
         if call.bpf_object__load(self._handle) < 0:
             raise self._refused("the kernel refused to load the probe")
         found = call.bpf_object__next_map(self._handle, None)
@@ -128,7 +142,7 @@ class LoadedProbe:
         between leaves nothing behind that runs.
         """
         assert not self.is_adopted, "what was adopted is attached"
-        for name in PROGRAMS:
+        for name in self._names:
             program = self._lib.call.bpf_object__find_program_by_name(self._handle, name.encode())
             link = self._lib.call.bpf_program__attach(program)
             if not link:
@@ -140,10 +154,10 @@ class LoadedProbe:
 
     def _pin(self, folder: Path) -> None:
         things = {_pin_name("map", name): fd for name, fd in self._maps.items()}
-        things |= {_pin_name("prog", name): fd for name, fd in zip(PROGRAMS, self._programs, strict=True)}
+        things |= {_pin_name("prog", name): fd for name, fd in zip(self._names, self._programs, strict=True)}
         things |= {
             _pin_name("link", name): self._lib.call.bpf_link__fd(link)
-            for name, link in zip(PROGRAMS, self._links, strict=True)
+            for name, link in zip(self._names, self._links, strict=True)
         }
         for name, fd in things.items():
             if self._lib.call.bpf_obj_pin(fd, os.fsencode(folder / name)) < 0:
@@ -158,8 +172,8 @@ class LoadedProbe:
             if not (folder / pins.OWNER).is_symlink() or os.readlink(folder / _BUILD) != self._build:
                 raise FileNotFoundError(_BUILD)
             self.identity = os.readlink(folder / _IDENTITY)
-            self._programs = [self._get(folder / _pin_name("prog", name)) for name in PROGRAMS]
-            for name in PROGRAMS:
+            self._programs = [self._get(folder / _pin_name("prog", name)) for name in self._names]
+            for name in self._names:
                 self._get(folder / _pin_name("link", name))
         except OSError:
             self.close()

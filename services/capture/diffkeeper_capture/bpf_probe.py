@@ -9,6 +9,7 @@ them; btrfs and overlayfs tell user space other device numbers, so the probe ask
 from __future__ import annotations
 
 import ctypes
+import enum
 import errno
 import os
 import secrets
@@ -49,7 +50,25 @@ class State(ctypes.Structure):
         ("answer_device", ctypes.c_uint32),
         ("answer_tgid", ctypes.c_uint32),
         ("answer_count", ctypes.c_uint32),
+        ("followed", ctypes.c_uint64),
+        ("mapped", ctypes.c_uint64),
     )
+
+
+class Follows(enum.IntFlag):
+    """What the programs beside those of system calls follow; twin of ``enum dk_follows``."""
+
+    PAGES = 1  # pages that turn dirty by stores through a mapping, or by the kernel itself
+    URING = 2
+    DIRECT = 4  # the end of direct writes of Linux AIO
+
+
+# What is followed by which of ``bpf_loader.OPTIONAL_PROGRAMS``.
+_FOLLOWED_BY = {
+    Follows.PAGES: {"dk_dirty_folio"},
+    Follows.URING: {"dk_uring_done", "dk_uring_silent"},
+    Follows.DIRECT: {"dk_direct_done"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +124,11 @@ class BpfProbe:
             self._loaded.close()
             raise
         self._state = State.from_buffer(self._memory)
+        self.follows = Follows(0)
+        for what, programs in _FOLLOWED_BY.items():
+            if programs <= self._loaded.optional:
+                self.follows |= what
+        self._state.followed = int(self.follows)
         self._missed, self._missed_at = 0, 0.0
         self._closed = False
         if self._loaded.is_adopted:

@@ -10,20 +10,16 @@ reason.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
-from blake3 import blake3
-
-from diffkeeper_capture import rereader
+from diffkeeper_capture import page_digests, rereader
+from diffkeeper_capture.page_digests import Digests
 from diffkeeper_capture.shadow import Shadow
 
-BLOCK_BYTES = 64 * 1024
 # A file changed less than this before it was looked at may change again within the same tick of the file
 # system's clock, and then look unchanged. Linux ticks are at most 10 ms.
 RACY_NS = 30_000_000
-_HASH_BYTES = 16
-_ZERO_BLOCK = blake3(bytes(BLOCK_BYTES)).digest(length=_HASH_BYTES)
 
 Fingerprint = tuple[int, int, int]
 
@@ -44,9 +40,10 @@ class Known:
 
     # ``NEVER`` when it may have changed unseen since.
     fingerprint: Fingerprint
-    # Of a sole source: the size that the log gives the file, and the digests of its blocks in order.
-    size: int = 0
-    blocks: list[bytes] = field(default_factory=list)
+    # Of a sole source: what the log has in the file.
+    digests: Digests = field(default_factory=Digests)
+    # The time of change that the log has last, -1 when it has that of its own writes.
+    mtime_ns: int = -1
 
 
 class Contents:
@@ -75,6 +72,8 @@ class Contents:
         known = self.known.get(file_id)
         if known is not None:
             known.fingerprint = NEVER
+            if not self.sole_source:
+                known.mtime_ns = -1
 
     def is_unchanged(self, file_id: int, status: os.stat_result) -> bool:
         known = self.known.get(file_id)
@@ -84,20 +83,32 @@ class Contents:
         """Bring the log's content of a file to what the disk has. ``is_new``: the log has it as empty."""
         # Taken before reading: what changes meanwhile looks changed next time.
         status = os.fstat(fd)
+        known = self.known.get(file_id)
+        has_logged = True
         if self.sole_source:
-            if is_new:
-                self.known.setdefault(file_id, Known(NEVER))
-            yield from self._read_blocks(file_id, fd, at_us)
+            known = known or Known(NEVER, Digests(is_complete=is_new))
+            self.known[file_id] = known
+            has_logged = yield from self._read_pages(file_id, fd, known.digests, at_us)
         elif is_new:
             yield from self._read_data(file_id, fd, at_us)
         else:
             yield from self.read_span(file_id, fd, 0, os.fstat(fd).st_size, at_us)
         if file_id not in self._shadow.tree.nodes:
             return
-        is_racy = now_ns - status.st_ctime_ns < RACY_NS
         self.touched.add(file_id)
         known = self.known.setdefault(file_id, Known(NEVER))
+        if has_logged or known.mtime_ns != status.st_mtime_ns:
+            # Every write of the log makes its time the present one at a replica.
+            known.mtime_ns = status.st_mtime_ns
+            self._shadow.change_attributes(file_id, {"mtime_ns": max(0, status.st_mtime_ns)}, at_us)
+        is_racy = now_ns - status.st_ctime_ns < RACY_NS
         known.fingerprint = NEVER if is_racy else fingerprint(status)
+
+    def _read_pages(self, file_id: int, fd: int, digests: Digests, at_us: int) -> Generator[int, None, bool]:
+        """The pages that differ from those remembered; whether there were any."""
+        before = self._shadow.content_changes
+        yield from page_digests.log_changes(self._shadow, file_id, fd, digests, at_us)
+        return self._shadow.content_changes != before
 
     def _read_data(self, file_id: int, fd: int, at_us: int) -> Iterator[int]:
         """All data of a file the log has as empty. Holes stay holes."""
@@ -105,7 +116,7 @@ class Contents:
         for offset, data in _data(fd, os.fstat(fd).st_size):
             if file_id not in self._shadow.tree.nodes:
                 return
-            self._shadow.sink.add_write(file_id, offset, data, at_us)
+            self._shadow.write(file_id, offset, data, at_us)
             end = offset + len(data)
             yield len(data)
         size = os.fstat(fd).st_size
@@ -115,7 +126,8 @@ class Contents:
     def read_span(self, file_id: int, fd: int, start: int, end: int, at_us: int) -> Iterator[int]:
         """What a file has in a range now, holes punched, and its size."""
         at = start
-        end = min(end, os.fstat(fd).st_size)
+        size = os.fstat(fd).st_size
+        end = min(end, size)
         while at < end and file_id in self._shadow.tree.nodes:
             data_at, data_end = rereader.next_data(fd, at, end)
             if data_at > at:
@@ -123,49 +135,17 @@ class Contents:
             for place, data in rereader.read_range(fd, data_at, data_end - data_at):
                 if file_id not in self._shadow.tree.nodes:
                     return
-                self._shadow.sink.add_write(file_id, place, data, at_us)
+                self._shadow.write(file_id, place, data, at_us)
                 yield len(data)
             at = max(data_end, data_at, at + 1)
-        if file_id in self._shadow.tree.nodes:
-            self._shadow.truncate(file_id, os.fstat(fd).st_size, at_us)
-
-    def _read_blocks(self, file_id: int, fd: int, at_us: int) -> Iterator[int]:
-        """The blocks whose digests differ from those remembered; what is not remembered counts as
-        different.
-        """
-        known = self.known.get(file_id)
-        old, logged = (known.blocks, known.size) if known is not None else ([], -1)
-        new: list[bytes] = []
-        at, size = 0, os.fstat(fd).st_size
-        while at < size and file_id in self._shadow.tree.nodes:
-            index = len(new)
-            before = old[index] if index < len(old) else None
-            # Of a new file all is zeros that was never written.
-            if before is None and known is not None and at >= logged:
-                before = _ZERO_BLOCK
-            if rereader.next_data(fd, at, size)[0] >= at + BLOCK_BYTES:
-                if before != _ZERO_BLOCK:
-                    self._shadow.punch(file_id, at, BLOCK_BYTES, at_us)
-                new.append(_ZERO_BLOCK)
-                at += BLOCK_BYTES
-                continue
-            data = os.pread(fd, BLOCK_BYTES, at)
-            digest = blake3(data).digest(length=_HASH_BYTES)
-            if data and digest != before:
-                self._shadow.sink.add_write(file_id, at, data, at_us)
-                logged = max(logged, at + len(data)) if logged >= 0 else logged
-            new.append(digest)
-            at += len(data)
-            yield len(data)
-            if len(data) < BLOCK_BYTES:
-                break
         if file_id not in self._shadow.tree.nodes:
             return
-        size = os.fstat(fd).st_size
-        if logged != size:
+        if end >= size:
+            # What the log has behind it is of an earlier time: cut off, before the file grows again.
             self._shadow.truncate(file_id, size, at_us)
-        known = self.known.setdefault(file_id, Known(NEVER))
-        known.size, known.blocks = size, new
+        now = os.fstat(fd).st_size
+        if now != size or end < size:
+            self._shadow.truncate(file_id, now, at_us)
 
 
 def _data(fd: int, size: int) -> Iterator[tuple[int, bytes]]:

@@ -19,6 +19,8 @@ class Doubts:
     contents: set[int] = field(default_factory=set)
     # (id, name of an extended attribute), or b"" for the times: changed, and could not be read then.
     attributes: set[tuple[int, bytes]] = field(default_factory=set)
+    # Entries that paths led through before anybody knew what they are: a link may lead anywhere.
+    lost: set[tuple[int, bytes]] = field(default_factory=set)
     # Ids moved by calls whose order is not certain: a later call may have meant another one by the same path.
     suspects: set[int] = field(default_factory=set)
     # Of the unknown those that follow from another doubt, so that not knowing them is no news.
@@ -83,7 +85,7 @@ class Doubts:
         """What there is, to be settled; this one is empty afterwards."""
         taken = replace(self)
         self.entries, self.checks, self.contents, self.attributes = {}, set(), set(), set()
-        self.unknown, self.expected, self.suspects = set(), set(), set()
+        self.unknown, self.expected, self.suspects, self.lost = set(), set(), set(), set()
         self.everything = self.everywhere_content = False
         return taken
 

@@ -13,6 +13,7 @@ import ctypes.util
 import functools
 import importlib.util
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from diffkeeper.domain import errors
@@ -32,6 +33,7 @@ _PROTOTYPES: dict[str, tuple[object, tuple[object, ...]]] = {
     "bpf_object__find_program_by_name": (_Pointer, (_Pointer, _Text)),
     "bpf_program__attach": (_Pointer, (_Pointer,)),
     "bpf_program__fd": (_Fd, (_Pointer,)),
+    "bpf_program__set_autoload": (ctypes.c_int, (_Pointer, ctypes.c_bool)),
     "bpf_link__destroy": (ctypes.c_int, (_Pointer,)),
     "bpf_link__fd": (_Fd, (_Pointer,)),
     "bpf_obj_pin": (ctypes.c_int, (_Fd, _Text)),
@@ -97,13 +99,20 @@ class Libbpf:
     def missing_kernel_functions(self, names: tuple[str, ...]) -> list[str] | None:
         """Which of these the kernel does not offer to BPF programs; None when its BTF cannot be read."""
         btf_kind_function = 12
+        return self._missing(names, btf_kind_function)
+
+    def missing_tracepoints(self, names: Iterable[str]) -> list[str] | None:
+        """Which of these tracepoints the kernel does not have; None when its BTF cannot be read."""
+        btf_kind_typedef = 8
+        missing = self._missing([f"btf_trace_{name}" for name in names], btf_kind_typedef)
+        return missing and [name.removeprefix("btf_trace_") for name in missing]
+
+    def _missing(self, names: Iterable[str], kind: int) -> list[str] | None:
         btf = self.call.btf__load_vmlinux_btf()
         if not btf:
             return None
         try:
-            return [
-                n for n in names if self.call.btf__find_by_name_kind(btf, n.encode(), btf_kind_function) < 0
-            ]
+            return [n for n in names if self.call.btf__find_by_name_kind(btf, n.encode(), kind) < 0]
         finally:
             self.call.btf__free(btf)
 

@@ -1,116 +1,153 @@
-"""Files that some process has mapped writable and shared (a SQLite ``-shm``, an LMDB): stores into them are
-no system calls.
+"""Files that change without system calls: some process has them mapped writable and shared (a SQLite
+``-shm``, an LMDB), or the kernel itself writes to them.
 
-At every barrier such a file is read again and the pages that differ from what was last known are logged. What
-is stored between two barriers and overwritten before the second is not seen: the log says so once for each
-file by a gap. A file is followed until its last name is gone, because nothing tells when the last mapping
-ends.
+At a barrier, and about once a second between barriers, they are made equal to the log. Where the kernel names
+pages as they turn dirty, only those are read (``DirtyPages``); on file systems without dirty pages (tmpfs,
+overlays), or without that program of the probe, the whole file is (``ComparedFiles``). What is stored and
+overwritten between two looks is not seen: the log says so once for each file by a gap.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from blake3 import blake3
-
-from diffkeeper.domain import frames
 from diffkeeper_capture import rereader
+from diffkeeper_capture.compared_files import ComparedFiles
+from diffkeeper_capture.dirty_pages import DirtyPages
+from diffkeeper_capture.records import Mapping
 from diffkeeper_capture.shadow import Shadow
 
-PAGE_BYTES = 4096
-# Hashed at once; only blocks that differ are looked at page by page.
-BLOCK_BYTES = 256 * 1024
-_DIGEST_BYTES = 16
+# File systems whose files and mappings are the same inodes, and which tell of each dirty page: ext4, xfs,
+# btrfs, f2fs.
+_TELL_PAGES = frozenset({0xEF53, 0x58465342, 0x9123683E, 0xF2F52010})
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class MappedFiles:
-    def __init__(self, shadow: Shadow, reader: rereader.Rereader) -> None:
+    """Of one volume. ``on_follow`` hears that writes to a file that is followed now need thought."""
+
+    def __init__(
+        self, shadow: Shadow, reader: rereader.Rereader, root_fd: int, on_follow: Callable[[], None]
+    ) -> None:
+        self.compared = ComparedFiles(shadow, reader)
+        self.dirty = DirtyPages(shadow, reader)
         self._shadow = shadow
         self._reader = reader
-        # id → digests of its blocks, and of the pages of each.
-        self.known: dict[int, dict[int, tuple[bytes, list[bytes]]]] = {}
-        shadow.on_forget.append(self._forget)
+        self._on_follow = on_follow
+        self._tells_pages = _file_system(root_fd) in _TELL_PAGES
+        self._told: set[int] = set()
+        self._work: Iterator[int] | None = None
+        # Inodes that were mapped or stored to before anybody told that they exist.
+        self._expected: dict[int, int] = {}
+        shadow.on_forget.append(self._told.discard)
 
-    def _forget(self, file_id: int) -> None:
-        self.known.pop(file_id, None)
+    def __bool__(self) -> bool:
+        return bool(self.dirty.pages or self.compared.known)
 
-    def follow(self, file_id: int) -> None:
-        """Begin to follow a file; nothing is known of it, so the next reading logs all of its data."""
-        if file_id not in self.known:
-            self.known[file_id] = {}
-            self._shadow.sink.gap("mmap", self._shadow.readable_path(file_id), file_id)
+    def is_followed(self, file_id: int) -> bool:
+        return file_id in self.dirty.pages or file_id in self.compared.known
+
+    @property
+    def ids(self) -> set[int]:
+        """Files that may change untold now."""
+        return self.dirty.pages.keys() | self.compared.known.keys()
+
+    def go_on(self, file_id: int, *, is_compared: bool) -> None:
+        """Follow a file of which nothing is known: all of its data is logged at the next barrier."""
+        self._on_follow()
+        if is_compared or not self._tells_pages:
+            self.compared.follow(file_id)
+        else:
+            self.dirty.doubt(file_id)
+
+    def follow(self, file_id: int, mapping: int) -> None:
+        """A file is mapped; ``mapping`` is what the kernel side says of it (``records.Mapping``)."""
+        self._tell(file_id, "mmap")
+        self._on_follow()
+        if not (self._tells_pages and mapping & Mapping.FOLLOWED):
+            self.compared.follow(file_id)
+        elif mapping & Mapping.DIRTY:
+            self.dirty.doubt(file_id)
+
+    def dirtied(self, file_id: int, first: int, count: int) -> None:
+        """Pages turned dirty outside of the calls that are told."""
+        self._tell(file_id, "stored-unseen")
+        if file_id not in self.dirty.pages:
+            self._on_follow()
+        self.dirty.dirtied(file_id, first, count)
 
     def forget_range(self, file_id: int, offset: int, length: int) -> None:
-        """The log got other bytes for this range (a truncation, a re-read): it is logged again at the next
-        barrier.
-        """
-        known = self.known.get(file_id)
-        if known:
-            last = (offset + length) // BLOCK_BYTES
-            for block in [block for block in known if offset // BLOCK_BYTES <= block <= last]:
-                del known[block]
+        self.compared.forget_range(file_id, offset, length)
+        self.dirty.forget_range(file_id, offset, length)
 
-    def log_changes(self, at_us: int) -> Iterator[int]:
-        """Log what differs in every mapped file; yields the bytes read. One that cannot be found now is kept
-        for later.
-        """
-        for file_id in list(self.known):
-            known = self.known.get(file_id)
-            if known is None:
-                continue
-            try:
-                with self._reader.file(file_id) as fd:
-                    yield from self._log_file(file_id, fd, known, at_us)
-            except rereader.Elsewhere:
-                continue
+    def log_changes(self, at_us: int, budget: int) -> bool:
+        """Log what differs; False when more than ``budget`` bytes have to be read: call again."""
+        while budget > 0:
+            if self._work is None:
+                self._work = self._log_all(at_us)
+            cost = next(self._work, 0)
+            if not cost:
+                self._work = None
+                return True
+            budget -= cost
+        return False
 
-    def _log_file(
-        self, file_id: int, fd: int, known: dict[int, tuple[bytes, list[bytes]]], at_us: int
-    ) -> Iterator[int]:
-        size = os.fstat(fd).st_size
-        at = 0
-        while at < size and file_id in self.known:
-            start, _ = rereader.next_data(fd, at, size)
-            at = max(at, start - start % BLOCK_BYTES)
-            if at >= size:
-                return
-            data = os.pread(fd, BLOCK_BYTES, at)
-            digest = _digest(data)
-            before = known.get(at // BLOCK_BYTES)
-            if before is None or before[0] != digest:
-                pages = self._log_pages(file_id, at, data, before[1] if before is not None else [], at_us)
-                known[at // BLOCK_BYTES] = (digest, pages)
-            yield len(data)
-            at += BLOCK_BYTES
+    def _log_all(self, at_us: int) -> Iterator[int]:
+        yield from self.dirty.log_changes(at_us)
+        yield from self.compared.log_changes(at_us)
 
-    def _log_pages(self, file_id: int, at: int, data: bytes, before: list[bytes], at_us: int) -> list[bytes]:
-        """Log the pages that differ, neighbours together; digests of all."""
-        pages = [_digest(data[place : place + PAGE_BYTES]) for place in range(0, len(data), PAGE_BYTES)]
-        changed = [index for index, page in enumerate(pages) if index >= len(before) or before[index] != page]
-        for first, last in _runs(changed):
-            self._shadow.sink.add_write(
-                file_id, at + first * PAGE_BYTES, data[first * PAGE_BYTES : (last + 1) * PAGE_BYTES], at_us
+    def _tell(self, file_id: int, cause: str) -> None:
+        if file_id not in self._told:
+            self._told.add(file_id)
+            detail = (
+                f"{self._shadow.readable_path(file_id)}: read again at each barrier as long as it is dirty"
             )
-        if changed:
-            self._shadow.sink.note_fidelity(frames.Fidelity.PAGE)
-        return pages
+            self._shadow.sink.gap(cause, detail, file_id)
+
+    def arrived(self, file_id: int, fd: int) -> None:
+        """A file that was somewhere else until now is about to be read."""
+        if self._tells_pages and self.dirty.follow_dirty(file_id, fd):
+            self._on_follow()
+
+    def expect(self, inode: int, mapping: int) -> None:
+        """A file that is not known yet is mapped, or was stored to; see ``follow``."""
+        self._expected[inode] = self._expected.get(inode, mapping) & Mapping.FOLLOWED | Mapping.DIRTY
+
+    def follow_arrivals(self, arrivals: set[int]) -> None:
+        """Files that came to be known by being found: some may have been mapped all the time. Takes the ids."""
+        for inode, mapping in self._expected.items():
+            file_id = self._shadow.by_inode.get(inode)
+            if file_id is not None and self._shadow.is_file(file_id):
+                self.follow(file_id, mapping)
+        self._expected.clear()
+        if arrivals:
+            for inode in mapped_inodes(self._reader.device):
+                file_id = self._shadow.by_inode.get(inode)
+                if file_id in arrivals and self._shadow.is_file(file_id):
+                    # The kernel side does not follow what was mapped before it, or elsewhere.
+                    self.follow(file_id, 0)
+        arrivals.clear()
 
 
-def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
-    """Consecutive numbers as (first, last)."""
-    first = last = None
-    for number in numbers:
-        if last is not None and number == last + 1:
-            last = number
+def _file_system(fd: int) -> int:
+    """The magic number of a file system, 0 when it cannot be told."""
+    buffer = (ctypes.c_long * 32)()
+    return 0 if _LIBC.fstatfs(fd, buffer) else int(buffer[0]) & 0xFFFF_FFFF
+
+
+def mapped_inodes(device: int) -> Iterator[int]:
+    """Of every file of a device that some process has mapped shared and writable."""
+    wanted = b"%02x:%02x" % (os.major(device), os.minor(device))
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
             continue
-        if first is not None and last is not None:
-            yield first, last
-        first = last = number
-    if first is not None and last is not None:
-        yield first, last
-
-
-def _digest(data: bytes) -> bytes:
-    digest: bytes = blake3(data).digest(length=_DIGEST_BYTES)
-    return digest
+        try:
+            with open(f"/proc/{name}/maps", "rb") as maps:
+                for line in maps:
+                    fields = line.split(None, 5)
+                    if len(fields) == 6 and fields[1][1:4:2] == b"ws" and fields[3] == wanted:
+                        yield int(fields[4])
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue

@@ -79,6 +79,8 @@ def _is_same_call(other: Record, record: Record) -> bool:
 def _range_of(record: Record) -> Range:
     if record.kind in (Kind.WRITE, Kind.REREAD):
         return record.offset, record.offset + record.length
+    if record.kind == Kind.ALLOCATED:
+        return record.offset, WHOLE[1]
     if record.kind == Kind.SIZE:
         return record.aux, WHOLE[1]
     return WHOLE

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffkeeper.domain import trees
@@ -55,19 +55,27 @@ class Outside:
     """The path does not lead into the volume."""
 
 
+class Unsure:
+    """The path means something in a world of which nobody is left: it may lead into the volume."""
+
+
 OUTSIDE = Outside()
-Resolved = Place | Lost | Outside
+UNSURE = Unsure()
+Resolved = Place | Lost | Outside | Unsure
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a path is relative to: the directory's inode, and the process that asked."""
+    """What a path is relative to: the directory's inode, and the process that asked. ``is_root``: it is that
+    process's root, because the path is an absolute one.
+    """
 
     inode: int
     device: int
     tgid: int
     mount_ns: int
     now_ns: int
+    is_root: bool = False
 
 
 class PathResolver:
@@ -90,16 +98,19 @@ class PathResolver:
         # (namespace, base device and inode if relative, directory as written) → (where it enters or None,
         # until when).
         self._outside: dict[tuple[int, int, int, bytes], tuple[tuple[int, bytes] | None, int]] = {}
-        # (namespace, device and inode of the root) → a process seen there.
+        # (namespace, device and inode of the root) → a process seen there, and until when nobody was.
         self._living: dict[tuple[int, int, int], int] = {}
+        self._deserted: dict[tuple[int, int, int], int] = {}
+        # Of the path resolved last: it was looked up in our own world for want of its caller's.
+        self._is_world_gone = False
 
     def entry(self, base: Base, path: bytes) -> Resolved:
         """The entry that a path names, its last component not followed."""
-        return self._resolve(base, path, follow=False)
+        return self._resolve(_based(base, path), path, follow=False)
 
     def target(self, base: Base, path: bytes) -> Resolved:
         """The entry that a path leads to, symbolic links followed to the end."""
-        return self._resolve(base, path, follow=True)
+        return self._resolve(_based(base, path), path, follow=True)
 
     def _resolve(self, base: Base, path: bytes, *, follow: bool, hops: int = 0) -> Resolved:
         if hops > HOPS_MAX:
@@ -111,9 +122,11 @@ class PathResolver:
             at = self._known(base)
             if at is not None and self._shadow.is_directory(at):
                 return self._walk(base, at, path, follow=follow, hops=hops)
+        elif base.is_root and (at := self._known(base)) is not None and self._shadow.is_directory(at):
+            return self._walk(base, at, path, follow=follow, hops=hops)  # its root is in the volume
         start = self._enter(base, path, follow)
         if start is None:
-            return OUTSIDE
+            return UNSURE if self._is_world_gone else OUTSIDE
         return self._walk(base, start[0], start[1], follow=follow, hops=hops)
 
     def _known(self, base: Base) -> int | None:
@@ -144,7 +157,10 @@ class PathResolver:
                 if hops > HOPS_MAX:
                     return OUTSIDE
                 if node.target.startswith(b"/"):
-                    return self._again(base, b"/".join((node.target, *parts)), follow, hops)
+                    root = self._root_of(base)
+                    if root is None:
+                        return Lost(at, name)
+                    return self._again(root, b"/".join((node.target, *parts)), follow, hops)
                 parts.extendleft(
                     part for part in reversed(node.target.split(b"/")) if part not in (b"", b".")
                 )
@@ -158,7 +174,8 @@ class PathResolver:
 
     def _leave(self, base: Base, parts: deque[bytes], follow: bool, hops: int) -> Resolved:
         """Up from the root, as it stands in our own namespace; a path may come back in."""
-        own = Base(self._own_root[1], self._own_root[0], base.tgid, self._own_ns, base.now_ns)
+        device, inode = self._own_root
+        own = Base(inode, device, base.tgid, self._own_ns, base.now_ns, is_root=True)
         return self._again(own, b"/".join((os.path.dirname(self._real), *parts)), follow, hops)
 
     def _again(self, base: Base, path: bytes, follow: bool, hops: int) -> Resolved:
@@ -180,6 +197,7 @@ class PathResolver:
 
     def _enter(self, base: Base, path: bytes, follow: bool) -> tuple[int, bytes] | None:
         """Where a path from outside gets into the volume: (directory id, what is left of the path)."""
+        self._is_world_gone = False
         is_absolute = path.startswith(b"/")
         if is_absolute:
             if self._sees_as_we_do(base):
@@ -274,8 +292,36 @@ class PathResolver:
             if self._world_of(tgid) == world:
                 self._living[world] = tgid
                 return [b"/proc/%d/root" % tgid]
-        # The caller is gone and so is everyone we knew there: most namespaces share most paths.
+        found = self._search_living(world, base.now_ns)
+        if found is not None:
+            return [b"/proc/%d/root" % found]
+        # The caller is gone and so is everyone there: most namespaces share most paths.
+        self._is_world_gone = True
         return [b""]
+
+    def _search_living(self, world: tuple[int, int, int], now_ns: int) -> int | None:
+        """Some process of a world. That there is none is believed for a while, for looking costs."""
+        if self._deserted.get(world, 0) > now_ns:
+            return None
+        for name in os.listdir("/proc"):
+            if name.isdigit() and self._world_of(int(name)) == world:
+                self._living[world] = int(name)
+                return int(name)
+        if len(self._deserted) >= REMEMBERED_MAX:
+            self._deserted.clear()
+        self._deserted[world] = now_ns + MEMORY_NS
+        return None
+
+    def _root_of(self, base: Base) -> Base | None:
+        """The root of the caller, from which an absolute link goes on; None when nobody knows it any more."""
+        if base.is_root:
+            return base
+        world = self._world_of(base.tgid)
+        if world is not None and base.mount_ns in (world[0], 0):
+            return replace(base, device=world[1], inode=world[2], is_root=True)
+        if base.mount_ns in (self._own_ns, 0):
+            return replace(base, device=self._own_root[0], inode=self._own_root[1], is_root=True)
+        return None
 
     def _world_of(self, tgid: int) -> tuple[int, int, int] | None:
         """(mount namespace, device and inode of the root) of a process, None when it has ended."""
@@ -285,6 +331,10 @@ class PathResolver:
         except OSError:
             return None
         return namespace, kernel_device(root.st_dev), root.st_ino
+
+
+def _based(base: Base, path: bytes) -> Base:
+    return replace(base, is_root=True) if path.startswith(b"/") else base
 
 
 def _next_slash(path: bytes, start: int) -> int:
@@ -335,6 +385,7 @@ __all__ = [
     "PathResolver",
     "Place",
     "Resolved",
+    "Unsure",
     "base_of",
     "kernel_device",
 ]

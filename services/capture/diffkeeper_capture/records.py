@@ -36,17 +36,27 @@ class Kind(enum.IntEnum):
     # the operation has none of its own. Without payload when UNREADABLE. Calls of all processes come, except
     # those whose names are plain ones in directories outside every volume.
     PATH = 5
-    # fchmod, fchown, futimens; aux, uid, gid: mode and owner afterwards; extra: system call number.
+    # fchmod, fchown, futimens; aux, uid, gid: mode and owner afterwards; offset, length: times of access and
+    # change afterwards, in ns; extra: system call number.
     ATTR = 6
-    # fsetxattr, fremovexattr; payload: the attribute's name.
+    # fsetxattr, fremovexattr; payload: the attribute's name. Like ATTR, DIRTIED and MAPPED with NO_VOLUME when
+    # the file may be known by another name than the one it was opened by.
     XATTR = 7
-    # A shared writable mapping was made of (offset, length).
+    # A shared mapping of (offset, length) was made, or made writable; inode2: Mapping.
     MAPPED = 8
-    # A way of writing that this probe does not follow was opened; extra: system call number (io_uring_setup,
-    # io_setup), with COMPAT_CALL when a 32-bit program was started (NO_VOLUME) or opened a file of a volume.
+    # Something changed, or may from now on, in a way this probe does not follow; extra: system call number
+    # (io_uring_setup, io_setup), with COMPAT_CALL when a 32-bit program was started (NO_VOLUME) or opened a
+    # file of a volume, or URING_CALL and an operation of io_uring that changes names (NO_VOLUME) or one file
+    # (inode) and is not told when it is done.
     UNSEEN = 9
     # fsync, fdatasync or sync_file_range returned 0; extra: system call number.
     SYNC = 10
+    # Pages of a file turned dirty by no call that is told: stores through a mapping, or the kernel itself for
+    # an overlay or a loop device; offset: the first, length: how many (pages, not bytes); aux: size of the
+    # file. A page may change any number of times from here until it is written back. May have NO_VOLUME.
+    DIRTIED = 11
+    # fallocate of (offset, length); extra: its mode; aux: size afterwards.
+    ALLOCATED = 12
     # A process behind a gate was stopped after a write that is durable by flag; tgid: which one.
     HELD = 13
 
@@ -63,6 +73,16 @@ class Flag(enum.IntFlag):
     PATH_CUT = 256  # a path was longer than the record holds
     OVERLAPPED_NAMES = 512  # another naming call returned between this one's start and end
     DIRECT = 1024  # O_DIRECT
+    # A PATH record knows a file: of MKDIR and MKNOD inode2 is the new one, of SYMLINK inode is, and aux, uid,
+    # gid are its mode and owner; of LINK inode is the file that gets a name by its descriptor.
+    FOUND = 2048
+
+
+class Mapping(enum.IntFlag):
+    """Of a MAPPED record; 0: nothing more will be told of stores to this file."""
+
+    FOLLOWED = 1  # every page that turns dirty from now on is told
+    DIRTY = 2  # some page was dirty before: stores to it are not told
 
 
 class PathOp(enum.IntEnum):
@@ -75,7 +95,7 @@ class PathOp(enum.IntEnum):
     MKNOD = 7  # aux: mode as asked
     CHMOD = 8  # aux: mode; extra: flags
     CHOWN = 9  # uid, gid as asked (0xFFFFFFFF: unchanged); extra: AT_SYMLINK_NOFOLLOW or 0
-    UTIMES = 10  # extra: flags
+    UTIMES = 10  # extra: flags; aux, inode2: times of access and change in ns, or TIME_NOW, or TIME_KEPT
     TRUNCATE = 11  # aux: the new size
     SETXATTR = 12  # path2: the attribute's name; extra: 1 for the l… variants
     REMOVEXATTR = 13
@@ -85,6 +105,11 @@ class PathOp(enum.IntEnum):
 NO_VOLUME = 0xFFFFFFFF
 # Set in the system call number of an UNSEEN record: the number is one of the 32-bit table.
 COMPAT_CALL = 0x40000000
+# The same for an operation of io_uring.
+URING_CALL = 0x20000000
+# Times in a UTIMES record that the call did not give.
+TIME_NOW = (1 << 64) - 1
+TIME_KEPT = TIME_NOW - 1
 # A WRITE carries at most this much; a larger one is several records. One call of more than COPY_MAX_BYTES is
 # UNREADABLE.
 PAYLOAD_MAX_BYTES = 256 * 1024

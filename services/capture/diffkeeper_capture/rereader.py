@@ -244,16 +244,24 @@ def read_range(fd: int, offset: int, length: int) -> Iterator[tuple[int, bytes]]
 
 def list_xattrs(directory: int, name: bytes) -> dict[bytes, bytes]:
     """Extended attributes worth keeping, of an entry that may be a symbolic link (which is not followed)."""
-    path = b"/proc/self/fd/%d/%s" % (directory, name)
+    return _xattrs(b"/proc/self/fd/%d/%s" % (directory, name))
+
+
+def xattrs_of(fd: int) -> dict[bytes, bytes]:
+    """The same of an open file."""
+    return _xattrs(fd)
+
+
+def _xattrs(target: int | bytes) -> dict[bytes, bytes]:
     try:
-        names = os.listxattr(path, follow_symlinks=False)
+        names = os.listxattr(target, follow_symlinks=isinstance(target, int))
     except OSError:
         return {}
     found: dict[bytes, bytes] = {}
     for text in names:
         key = os.fsencode(text)
         if _is_kept(key):
-            value = _get_xattr(path, key)
+            value = _get_xattr(target, key)
             if value is not None:
                 found[key] = value
     return found

@@ -28,7 +28,7 @@ _HEAD = struct.Struct("<II")
 # A mark with a new binding for every file of a large volume; what claims to be longer is torn.
 _ENTRY_MAX_BYTES = 1 << 30
 
-GUESSED, UNVERIFIED, MAPPED = 1, 2, 4
+GUESSED, UNVERIFIED, MAPPED, COMPARED = 1, 2, 4, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Memory:
     # Something had still to be compared with the disk.
     is_doubtful: bool
     is_floored: bool
-    # (id, inode or 0, generation, GUESSED | UNVERIFIED | MAPPED), changed.
+    # (id, inode or 0, generation, GUESSED | UNVERIFIED | MAPPED | COMPARED), changed.
     bindings: list[tuple[int, int, int, int]] = field(default_factory=list)
     # (inode, CLOCK_MONOTONIC) of files that lost their last name, new.
     gone: list[tuple[int, int]] = field(default_factory=list)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 
 from diffkeeper_capture.observer import Observer
-from diffkeeper_capture.resume_journal import GUESSED, MAPPED, UNVERIFIED, Memory
+from diffkeeper_capture.resume_journal import COMPARED, GUESSED, MAPPED, UNVERIFIED, Memory
 
 
 class Recollection:
@@ -39,7 +39,7 @@ class Recollection:
         return bool(
             observer.shadow.touched
             or self._gone
-            or observer.mapped.known.keys() != self._mapped
+            or observer.mapped.ids != self._mapped
             or len(observer.writers) != len(self._writers)
             or len(observer.unseen_writers) != len(self._unseen)
             or len(observer.unseen_elsewhere) != len(self._unseen_elsewhere)
@@ -56,7 +56,7 @@ class Recollection:
     def take(self) -> Memory:
         """What is new since the last time."""
         observer, shadow = self._observer, self._observer.shadow
-        mapped = set(observer.mapped.known)
+        mapped = observer.mapped.ids
         touched, shadow.touched = shadow.touched | (mapped ^ self._mapped), set()
         gone, self._gone, self._mapped = self._gone, [], mapped
         self._was_plain = observer.is_plain
@@ -76,6 +76,7 @@ class Recollection:
         shadow = self._observer.shadow
         flags = (file_id in shadow.guessed) * GUESSED | (file_id in shadow.unverified) * UNVERIFIED
         flags |= (file_id in self._mapped) * MAPPED
+        flags |= (file_id in self._observer.mapped.compared.known) * COMPARED
         return file_id, shadow.inode_of.get(file_id, 0), shadow.generation_of.get(file_id, 0), flags
 
 
@@ -89,7 +90,7 @@ def recall(observer: Observer, memories: Iterable[Memory]) -> None:
     """Give a fresh observer, whose tree is that of the last mark, what its predecessor had in mind."""
     shadow = observer.shadow
     last: Memory | None = None
-    mapped: set[int] = set()
+    mapped: dict[int, bool] = {}
     for memory in memories:
         last = memory
         # First all that let go of a number, then those that took it.
@@ -97,7 +98,7 @@ def recall(observer: Observer, memories: Iterable[Memory]) -> None:
             shadow.unbind(file_id)
             shadow.unverified.discard(file_id)
         for file_id, inode, generation, flags in memory.bindings:
-            mapped.discard(file_id)
+            mapped.pop(file_id, None)
             if file_id not in shadow.tree.nodes:
                 continue  # a later frame took its last name away
             if inode:
@@ -107,7 +108,7 @@ def recall(observer: Observer, memories: Iterable[Memory]) -> None:
             if flags & UNVERIFIED:
                 shadow.unverified.add(file_id)
             if flags & MAPPED:
-                mapped.add(file_id)
+                mapped[file_id] = bool(flags & COMPARED)
         for inode, when_ns in memory.gone:
             observer.remember_gone(inode, when_ns)
         observer.writers.update(memory.writers)

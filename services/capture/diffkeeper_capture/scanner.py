@@ -17,7 +17,7 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -81,6 +81,10 @@ class Scanner:
         self.looked = 0
         # Directories that were to be listed and were not where they should be.
         self.unreached: set[int] = set()
+        # Files that were found, not told of; whoever wants to know takes them.
+        self.arrivals: set[int] = set()
+        # Called with a found file, open, before it is read.
+        self.on_arrival: Callable[[int, int], None] | None = None
         self.sightings = Sightings(is_impatient=contents.sole_source)
         self._shadow = shadow
         self._reader = reader
@@ -157,8 +161,10 @@ class Scanner:
             self._compare_xattrs(ROOT_ID, fd, b".")
 
     def read_file(self, file_id: int) -> Iterator[int]:
-        """Log the content of a known file anew; raises Elsewhere when it is not where the shadow has it."""
+        """Log all of a known file anew; raises Elsewhere when it is not where the shadow has it."""
         with self._reader.file(file_id) as fd:
+            self._same_attributes(file_id, os.fstat(fd))
+            self._same_xattrs(file_id, rereader.xattrs_of(fd))
             yield from self._read(file_id, fd, is_new=False)
 
     def _changed(self) -> None:
@@ -190,8 +196,7 @@ class Scanner:
         except rereader.Elsewhere:
             # It was moved or replaced: the directory above knows, or a record that waits. (The root never is
             # elsewhere.)
-            if names is None:
-                self.unreached.add(directory)
+            self.unreached.add(directory)
             self._queue.extend(
                 (parent, None, False) for parent, _ in self._shadow.tree.nodes[directory].entries
             )
@@ -290,15 +295,14 @@ class Scanner:
         if is_adopted:
             self._shadow.guessed.add(known)
         self._same_attributes(known, found.status)
-        if self._depth is Depth.CHANGED and not self._contents.is_unchanged(known, found.status):
+        is_changed = self._depth is Depth.CHANGED and not self._contents.is_unchanged(known, found.status)
+        if is_adopted or is_changed:
             self._compare_xattrs(known, found.directory, found.name)
         if found.kind is trees.Kind.DIR:
             if deep or is_adopted:
                 self._queue.append((known, None, True))
-        elif found.kind is trees.Kind.FILE:
-            is_stale = self._depth is Depth.CHANGED and not self._contents.is_unchanged(known, found.status)
-            if is_adopted or is_stale:
-                yield from self._read_entry(known, found, is_new=False)
+        elif found.kind is trees.Kind.FILE and (is_adopted or is_changed):
+            yield from self._read_entry(known, found, is_new=False)
 
     def _same_attributes(self, file_id: int, status: os.stat_result) -> None:
         """Log what differs of mode and owner."""
@@ -314,7 +318,9 @@ class Scanner:
             self._shadow.change_attributes(file_id, changes, _now_us())
 
     def _compare_xattrs(self, file_id: int, directory: int, name: bytes) -> None:
-        there = rereader.list_xattrs(directory, name)
+        self._same_xattrs(file_id, rereader.list_xattrs(directory, name))
+
+    def _same_xattrs(self, file_id: int, there: dict[bytes, bytes]) -> None:
         logged = self._shadow.xattrs.get(file_id)
         for key in sorted(there.keys() | logged.keys()) if logged else sorted(there):
             if self._shadow.change_xattr(file_id, key, there.get(key), _now_us()):
@@ -433,6 +439,8 @@ class Scanner:
         self._compare_xattrs(file_id, found.directory, found.name)
         if self._contents.sole_source:
             self._contents.known[file_id] = Known(NEVER)
+        elif found.kind is trees.Kind.FILE:
+            self.arrivals.add(file_id)
         return file_id
 
     # ---- content
@@ -451,6 +459,8 @@ class Scanner:
         generation = rereader.generation_of(fd)
         if generation:
             self._shadow.generation_of[file_id] = generation
+        if is_new and self.on_arrival is not None:
+            self.on_arrival(file_id, fd)
         for size in self._contents.read(file_id, fd, _now_us(), time.time_ns(), is_new=is_new):
             self.read_bytes += size
             yield size

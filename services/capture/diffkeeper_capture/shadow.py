@@ -34,6 +34,7 @@ class Shadow:
 
     __slots__ = (
         "by_inode",
+        "content_changes",
         "generation_of",
         "guessed",
         "inode_of",
@@ -66,6 +67,8 @@ class Shadow:
         self.touched: set[int] = set()
         # Digests of the values of extended attributes that were logged since this shadow was begun.
         self.xattrs: dict[int, dict[bytes, bytes]] = {}
+        # How many deltas of content went through here; records of writes pass by.
+        self.content_changes = 0
         # What a tree kept elsewhere has not taken yet: deltas of names, and ids whose inode is another one.
         self.unsaved: list[Delta] = []
         self.unsaved_ids: set[int] = set()
@@ -102,6 +105,10 @@ class Shadow:
         if generation:
             self.generation_of[file_id] = generation
         return before
+
+    def is_generation(self, file_id: int, generation: int) -> bool:
+        """Whether an id may be the file of this generation, which is remembered if none was; 0 is not known."""
+        return not generation or self.generation_of.setdefault(file_id, generation) == generation
 
     def unbind(self, file_id: int) -> None:
         self.touched.add(file_id)
@@ -191,10 +198,16 @@ class Shadow:
         self.sink.add(Delta(Op.XATTR, file_id, args=(name, value), at_us=at_us))
         return True
 
+    def write(self, file_id: int, offset: int, data: bytes | memoryview, at_us: int) -> None:
+        self.content_changes += 1
+        self.sink.add_write(file_id, offset, data, at_us)
+
     def truncate(self, file_id: int, size: int, at_us: int) -> None:
+        self.content_changes += 1
         self.sink.add(Delta(Op.TRUNCATE, file_id, size, at_us=at_us))
 
     def punch(self, file_id: int, offset: int, length: int, at_us: int) -> None:
+        self.content_changes += 1
         self.sink.add(Delta(Op.PUNCH, file_id, offset, length, at_us=at_us))
 
     def readable_path(self, file_id: int) -> str:

@@ -42,7 +42,7 @@ class SourceSampler:
         """Of content or names. The time of change of content can be set, that of the inode changes for other reasons
         too: only both together say it.
         """
-        if file_id in self._observer.mapped.known:
+        if self._observer.mapped.is_followed(file_id):
             return None  # stores into it are found at barriers
         try:
             status = self._observer.reader.status_of(file_id)

@@ -62,7 +62,8 @@ class TreeKeeper:
         some: list[deltas.Delta] = shadow.unsaved[:limit]
         del shadow.unsaved[: len(some)]
         for delta in some:
-            store.tree.apply(delta)
+            if store.tree.is_changed_by(delta):
+                store.tree.apply(delta)
         if not shadow.unsaved:  # an id is bound after it was made
             for file_id in list(islice(shadow.unsaved_ids, limit)):
                 shadow.unsaved_ids.discard(file_id)

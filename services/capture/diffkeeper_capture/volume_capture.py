@@ -312,6 +312,7 @@ class VolumeCapture:
             await asyncio.sleep(ROOT_CHECK_S)
             await asyncio.to_thread(self.observer.reader.check_root)
             self._settle_gap()
+            self._ship_stores()
             try:
                 await self._keep_tree()
             except errors.Transient as error:
@@ -326,6 +327,12 @@ class VolumeCapture:
         since = self.spool.bytes_after(self._keeper.saved)
         if self._whole.is_set() and self._keeper.is_due(self.framer.tip.position, since) and self.save():
             await asyncio.to_thread(self._keeper.sync)
+
+    def _ship_stores(self) -> None:
+        """What was stored through mappings, so that a program that never syncs is not behind for ever."""
+        if self._is_taking and self._whole.is_set() and self.observer.mapped:
+            self.observer.log_stores()
+            self._cut()
 
     @property
     def is_exact(self) -> bool:

@@ -1,10 +1,10 @@
 """The portable probe: without rights for BPF, learn that something changed, and compare.
 
 ``watchfiles`` names paths that may have changed; their entries are compared with what is known, contents by
-digests of blocks. What was overwritten between two looks is never seen, so fidelity is ``scan``. Stores
-through ``mmap`` change no time stamp and are found only when something else changes the file. A barrier does
+digests of pages. What was overwritten between two looks is never seen, so fidelity is ``scan``. A barrier does
 not trust notifications, which may be late: it looks at every entry of the volume, and reads each file whose
-size or times differ from what is known.
+size or times differ from what is known. Stores through a mapping may change no time stamp, so files that some
+process has mapped are read at each barrier; and from time to time everything is read, whatever it looks like.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import watchfiles
 
 from diffkeeper.domain import errors
 from diffkeeper.domain.deltas import ROOT_ID, is_name
+from diffkeeper_capture.mapped_files import mapped_inodes
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.scanner import Depth, Progress
 from diffkeeper_capture.shadow import Shadow
@@ -30,6 +31,8 @@ STEP_MS = 10
 # How long a wait for changes may keep a stop waiting.
 WAIT_MS = 200
 FULL_LOOK_INTERVAL_NS = 30_000_000_000
+# Everything is read again, so that whatever was missed is found. Costs the reading, and logs only what differs.
+DEEP_LOOK_INTERVAL_NS = 3600 * 1_000_000_000
 # More paths at once than this: looking at everything is cheaper and surely right.
 PATHS_MAX = 10_000
 
@@ -49,7 +52,9 @@ class WatchProbe:
         self._real = os.fsencode(os.path.realpath(root))
         self._stop = threading.Event()
         self._changed: set[bytes] = set()
-        self._looked_ns = time.monotonic_ns()
+        self._looked_ns = self._read_ns = time.monotonic_ns()
+        # Inodes that were mapped at the last barrier: the last stores may have come after it.
+        self._mapped: set[int] = set()
         self._changes: Iterator[set[tuple[watchfiles.Change, str]]] | None = None
 
     def __enter__(self) -> WatchProbe:
@@ -117,7 +122,26 @@ class WatchProbe:
         """Everything that was changed before this call is in the log after the last step."""
         self._changed.clear()
         self._looked_ns = time.monotonic_ns()
+        self._distrust(observer)
         yield from observer.compare({ROOT_ID: None}, deep=True, depth=Depth.CHANGED)
+
+    def read_everything(self, observer: Observer) -> Iterator[int]:
+        """A barrier that believes no size and no time."""
+        self._read_ns = 0
+        yield from self.barrier(observer)
+
+    def _distrust(self, observer: Observer) -> None:
+        """Forget what files looked like that may have changed without looking otherwise."""
+        mapped = set(mapped_inodes(observer.reader.device))
+        if self._looked_ns - self._read_ns >= DEEP_LOOK_INTERVAL_NS:
+            self._read_ns = self._looked_ns
+            suspects = set(observer.contents.known)
+        else:
+            by_inode = observer.shadow.by_inode
+            suspects = {by_inode[inode] for inode in mapped | self._mapped if inode in by_inode}
+        for file_id in suspects:
+            observer.contents.touch(file_id)
+        self._mapped = mapped
 
 
 def _scope(shadow: Shadow, changed: set[bytes]) -> Scope:

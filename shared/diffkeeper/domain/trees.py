@@ -17,7 +17,7 @@ import msgpack
 from blake3 import blake3
 
 from diffkeeper.domain import errors, positions
-from diffkeeper.domain.deltas import FIRST_FREE_ID, ROOT_ID, Delta, Op
+from diffkeeper.domain.deltas import FIRST_FREE_ID, NAMING, ROOT_ID, Delta, Op
 
 
 class Kind(enum.IntEnum):
@@ -175,6 +175,13 @@ class Tree:
         for file_id, old in nodes.items():
             for parent, name in old.entries:
                 self._name(file_id, parent, name)
+
+    @staticmethod
+    def is_changed_by(delta: Delta) -> bool:
+        """Whether taking a delta, which others have found to be right, would change anything here."""
+        if delta.op is Op.ATTR:
+            return not delta.args[0].keys().isdisjoint(_KEPT_ATTRIBUTES)
+        return delta.op in NAMING
 
     def _node(self, file_id: int) -> Node:
         node = self.nodes.get(file_id)

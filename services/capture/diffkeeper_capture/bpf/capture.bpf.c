@@ -12,8 +12,8 @@
  *
  * Files, from the ground up: dk_bpf.h (helpers, kernel structures), dk_record.h (what crosses to the agent),
  * dk_syscalls.h and dk_calls.h (numbers, classes), dk_find.h (file and volume), dk_tasks.h (between enter and
- * exit), dk_emit.h (ring and order), dk_hold.h (who waits after a call), dk_write.h, dk_names.h (the two rich records), then the handlers:
- * dk_content.h, dk_others.h, dk_paths.h.
+ * exit), dk_emit.h (ring and order), dk_hold.h (who waits after a call), dk_write.h, dk_names.h (the two rich
+ * records), then the handlers: dk_content.h, dk_pages.h, dk_others.h, dk_paths.h, dk_async.h.
  */
 #include "dk_bpf.h"
 #include "dk_record.h"
@@ -29,8 +29,10 @@ struct dk_state state SEC(".bss.state");
 #include "dk_write.h"
 #include "dk_names.h"
 #include "dk_content.h"
+#include "dk_pages.h"
 #include "dk_others.h"
 #include "dk_paths.h"
+#include "dk_async.h"
 
 SEC("tp_btf/sys_enter")
 int dk_sys_enter(u64 *ctx)
@@ -85,6 +87,7 @@ INLINE void answer(struct task_struct *task, struct file *file)
 {
 	struct inode *inode = file->f_inode;
 
+	note_place(inode);
 	state.answer_inode = inode->i_ino;
 	state.answer_generation = inode->i_generation;
 	state.answer_device = inode->i_sb->s_dev;
@@ -133,17 +136,72 @@ int dk_sys_exit(u64 *ctx)
 	case NAMING:
 		return on_naming(task, regs, nr, ret);
 	case ATTRIBUTES:
-		return on_simple(task, regs, nr, KIND_ATTR, ARG0(regs));
+		return on_simple(task, nr, KIND_ATTR, ARG0(regs));
 	case SYNCING:
-		return on_simple(task, regs, nr, KIND_SYNC, ARG0(regs));
+		return on_simple(task, nr, KIND_SYNC, ARG0(regs));
 	case EXTENDED:
 		return on_extended(task, ARG0(regs), ARG1(regs));
 	case MAPPING:
 		return on_mapping(task, regs, nr);
+	case PROTECTING:
+		return on_protecting(task, regs, nr);
+	case SUBMITTING:
+		return on_submit(task, regs, ret);
 	case UNFOLLOWED:
-		return on_unfollowed(task, nr, NO_VOLUME);
+		if (state.followed & (nr == NR_io_setup ? FOLLOWS_DIRECT : FOLLOWS_URING))
+			return 0;
+		return on_unfollowed(task, nr, NO_VOLUME, 0);
 	}
 	return 0;
+}
+
+SEC("tp_btf/writeback_dirty_folio")
+int dk_dirty_folio(u64 *ctx)
+{
+	u64 folio = ctx[0];
+	struct address_space *mapping = (struct address_space *)ctx[1];
+	struct task_struct *task;
+	struct inode *inode;
+
+	if (!state.volumes || !mapping)
+		return 0;
+	inode = mapping->host;
+	if ((inode->i_mode & S_IFMT) != S_IFREG || !may_hold_volume(inode->i_sb->s_dev))
+		return 0;
+	task = bpf_get_current_task_btf();
+	if (!is_mapped(inode) && is_told(task, inode))
+		return 0;
+	return is_ignored(task) ? 0 : on_dirtied(folio, inode);
+}
+
+SEC("tp_btf/io_uring_complete")
+int dk_uring_done(u64 *ctx)
+{
+	s64 result;
+
+	if (!state.volumes || !ctx[1])
+		return 0;
+	result = AS(io_uring_cqe, ctx[2])->res;
+	return result < 0 ? 0 : on_uring_done(AS(io_kiocb, ctx[1]), result);
+}
+
+SEC("tp_btf/io_uring_submit_req")
+int dk_uring_silent(u64 *ctx)
+{
+	struct io_kiocb *request = AS(io_kiocb, ctx[0]);
+
+	return state.volumes && request->flags & URING_CQE_SKIP ? on_uring_silent(request) : 0;
+}
+
+SEC("tp_btf/iomap_dio_complete")
+int dk_direct_done(u64 *ctx)
+{
+	struct kiocb *done = AS(kiocb, ctx[0]);
+	u32 wanted = IOCB_WRITE | IOCB_AIO_RW;
+
+	if (!state.volumes || (done->ki_flags & wanted) != wanted)
+		return 0;
+	return on_direct_done(done, ctx[2]);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -25,6 +25,9 @@ typedef _Bool bool;
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
+/* The compiler must take a bound as it stands: the verifier follows no other way to it. */
+#define OPAQUE(value) __asm__ volatile("" : "+r"(value))
+
 /* Maps, in the notation libbpf reads from BTF. */
 #define MAP_UINT(name, value) int(*name)[value]
 #define MAP_TYPE(name, type) typeof(type) *name
@@ -44,8 +47,36 @@ typedef struct {
 	u32 val;
 } kid_t_;
 
+struct list_head {
+	struct list_head *next;
+} CORE;
+
+struct hlist_node {
+	struct hlist_node *next;
+} CORE;
+
+struct hlist_head {
+	struct hlist_node *first;
+} CORE;
+
 struct super_block {
 	u32 s_dev;
+	unsigned long s_magic;
+	struct list_head s_inodes;
+} CORE;
+
+struct xarray {
+	u32 xa_flags;
+} CORE;
+
+typedef struct {
+	s32 counter;
+} CORE atomic_t;
+
+struct address_space {
+	struct inode *host;
+	atomic_t i_mmap_writable;
+	struct xarray i_pages;
 } CORE;
 
 struct inode {
@@ -53,10 +84,17 @@ struct inode {
 	kid_t_ i_uid;
 	kid_t_ i_gid;
 	struct super_block *i_sb;
+	struct address_space *i_mapping;
 	unsigned long i_ino;
 	u32 i_nlink;
 	s64 i_size;
+	s64 i_atime_sec;
+	s64 i_mtime_sec;
+	u32 i_atime_nsec;
+	u32 i_mtime_nsec;
 	u32 i_generation;
+	struct list_head i_sb_list;
+	struct hlist_head i_dentry;
 } CORE;
 
 struct qstr {
@@ -64,11 +102,19 @@ struct qstr {
 	const u8 *name;
 } CORE;
 
+struct hlist_bl_node {
+	struct hlist_bl_node *next, **pprev;
+} CORE;
+
 struct dentry {
+	struct hlist_bl_node d_hash;
 	struct dentry *d_parent;
 	struct qstr d_name;
 	struct inode *d_inode;
 	struct super_block *d_sb;
+	union {
+		struct hlist_node d_alias;
+	} d_u;
 } CORE;
 
 struct path {
@@ -82,6 +128,12 @@ struct file {
 	u32 f_flags;
 	struct path f_path;
 	s64 f_pos;
+} CORE;
+
+/* The file below an overlay, and where its opener saw it. */
+struct backing_file {
+	struct file file;
+	struct path user_path;
 } CORE;
 
 struct fdtable {
@@ -122,12 +174,56 @@ struct thread_info {
 
 struct task_struct {
 	struct thread_info thread_info;
+	u32 flags;
 	s32 pid;
 	s32 tgid;
 	const struct cred *cred;
 	struct fs_struct *fs;
 	struct files_struct *files;
 	struct nsproxy *nsproxy;
+} CORE;
+
+struct vm_area_struct {
+	unsigned long vm_flags;
+	unsigned long vm_pgoff;
+	struct file *vm_file;
+} CORE;
+
+struct page {
+	u32 unused;
+} CORE;
+
+struct folio {
+	unsigned long index;
+} CORE;
+
+enum pageflags {
+	PG_head = 6,
+};
+
+struct kiocb {
+	struct file *ki_filp;
+	s64 ki_pos;
+	s32 ki_flags;
+} CORE;
+
+struct io_uring_cqe {
+	s32 res;
+} CORE;
+
+struct io_cqe {
+	s32 fd;
+} CORE;
+
+struct io_kiocb {
+	struct file *file;
+	u8 opcode;
+	u64 flags;
+	struct io_cqe cqe;
+} CORE;
+
+struct io_rw {
+	struct kiocb kiocb;
 } CORE;
 
 #if defined(DK_X86_64)
@@ -178,6 +274,9 @@ static void (*bpf_ringbuf_discard)(void *data, u64 flags) = (void *)133;
 static void *(*bpf_task_storage_get)(void *map, struct task_struct *task, void *value,
 				     u64 flags) = (void *)156;
 static struct task_struct *(*bpf_get_current_task_btf)(void) = (void *)158;
+static struct pt_regs *(*bpf_task_pt_regs)(struct task_struct *task) = (void *)175;
+static long (*bpf_find_vma)(struct task_struct *task, u64 address, void *callback, void *context,
+			    u64 flags) = (void *)180;
 struct bpf_dynptr {
 	u64 opaque[2];
 } __attribute__((aligned(8)));
@@ -206,6 +305,10 @@ KSYM void bpf_iter_num_destroy(struct bpf_iter_num *it);
 #define AS(type, address) \
 	((struct type *)bpf_rdonly_cast((const void *)(u64)(address), \
 					__builtin_btf_type_id(*(struct type *)0, 1)))
+
+/* Where a field stands in its structure, on the kernel that loads the program. */
+#define OFFSET_OF(type, field) __builtin_preserve_field_info(((struct type *)0)->field, 0)
+#define SIZE_OF(type) __builtin_preserve_type_info(*(struct type *)0, 1)
 
 /* A loop whose bound the verifier takes from the iterator, so that it does not walk each round. */
 #define FOR_UP_TO(rounds) \

@@ -3,7 +3,7 @@
 #pragma once
 
 enum class {
-	OTHER, COMPAT, ATTRIBUTES, EXTENDED, MAPPING, UNFOLLOWED, SYNCING,
+	OTHER, COMPAT, ATTRIBUTES, EXTENDED, MAPPING, PROTECTING, SUBMITTING, UNFOLLOWED, SYNCING,
 	TIMED = 16, /* from here on sys_enter takes the time */
 	WRITING = TIMED, RANGE, RESIZING, OPENING, NAMING,
 };
@@ -16,7 +16,7 @@ static const u8 class_of[CLASSES] = {
 	[NR_ioctl] = RANGE,
 	[NR_ftruncate] = RESIZING,
 	[NR_openat] = OPENING, [NR_openat2] = OPENING, [NR_open_by_handle_at] = OPENING,
-	[NR_mmap] = MAPPING,
+	[NR_mmap] = MAPPING, [NR_mprotect] = PROTECTING, [NR_io_submit] = SUBMITTING,
 	[NR_fsync] = SYNCING, [NR_fdatasync] = SYNCING, [NR_sync_file_range] = SYNCING,
 	[NR_fchmod] = ATTRIBUTES, [NR_fchown] = ATTRIBUTES,
 	[NR_fsetxattr] = EXTENDED, [NR_fremovexattr] = EXTENDED,

@@ -31,8 +31,7 @@ INLINE u32 volume_to_tell(struct task_struct *task, struct dk_task *mine, struct
 
 	if (likely(volume < IGNORED))
 		return volume;
-	/* Another name of the file may be in a volume. The observer knows inodes. */
-	if (volume == NO_VOLUME && inode->i_nlink > 1)
+	if (volume == NO_VOLUME && may_be_elsewhere(inode, file->f_path.dentry))
 		emit_reread(NO_VOLUME, inode, begun, 0, 0, ~0ull >> 1, nr);
 	/* It may be in any volume, under a name nobody was told. */
 	if (volume == TOO_DEEP)
@@ -103,6 +102,31 @@ static int on_write(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 
 	return 0;
 }
 
+#define EINVAL 22
+#define EOPNOTSUPP 95
+
+/* What an allocation does to bytes follows from its mode; the observer knows how. */
+INLINE int tell_allocated(struct pt_regs *regs, u32 volume, struct inode *inode, struct dk_begun begun,
+			  s64 ret)
+{
+	struct dk_record *record;
+
+	if (ret < 0) {
+		emit_reread(volume, inode, begun, 0, 0, ~0ull >> 1, NR_fallocate);
+		return 0;
+	}
+	record = begin_record(KIND_ALLOCATED, volume, inode, begun.ns);
+	if (!record)
+		return 0;
+	record->offset = ARG2(regs);
+	record->length = ARG3(regs);
+	record->aux = inode->i_size;
+	record->extra = ARG1(regs);
+	flag_overlap(record, begun.order, 0);
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
 static int on_range(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 ret)
 {
 	struct dk_task *mine, *before;
@@ -123,20 +147,21 @@ static int on_range(struct task_struct *task, struct pt_regs *regs, u32 nr, s64 
 		emit_vanished(task, before, nr);
 		before = NULL;
 	}
-	if (!inode || ret < 0 || (!ret && nr != NR_fallocate && nr != NR_ioctl))
+	/* An allocation that fails may have been done in part. */
+	if (!inode || (nr == NR_fallocate ? ret == -EINVAL || ret == -EOPNOTSUPP : ret < 0) ||
+	    (!ret && nr != NR_fallocate && nr != NR_ioctl))
 		return 0;
 	begun = begun_of(before);
 	volume = volume_to_tell(task, mine, file, inode, begun, nr);
 	if (volume == NO_VOLUME)
 		return 0;
-	to = inode->i_size;
 	if (nr == NR_fallocate) {
-		from = ARG2(regs);
-		to = from + (s64)ARG3(regs);
-		/* Collapsing and inserting move everything behind the range. */
-		if (ARG1(regs) & (0x08 | 0x20))
-			to = ~0ull >> 1;
-	} else if (nr != NR_ioctl) {
+		tell_allocated(regs, volume, inode, begun, ret);
+		hold_if_gated(task, volume, write_flags(file, 0));
+		return 0;
+	}
+	to = inode->i_size;
+	if (nr != NR_ioctl) {
 		if (nr != NR_sendfile)
 			place_of_offset = ARG3(regs);
 		if (place_of_offset) {

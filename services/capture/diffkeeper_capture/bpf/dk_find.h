@@ -4,6 +4,11 @@
 
 #define S_IFMT 0170000
 #define S_IFREG 0100000
+#define S_IFDIR 0040000
+#define S_IFLNK 0120000
+#define FMODE_WRITE 2
+#define OVERLAY_MAGIC 0x794c7630
+#define PF_KTHREAD 0x200000
 
 struct {
 	MAP_UINT(type, BPF_MAP_TYPE_HASH);
@@ -19,6 +24,15 @@ struct {
 	MAP_TYPE(key, u32);
 	MAP_TYPE(value, u32);
 } ignored SEC(".maps");
+
+/* A word of the kernel's memory, as a number: functions verified by themselves take numbers only. */
+INLINE u64 word_at(u64 address)
+{
+	u64 found = 0;
+
+	bpf_probe_read_kernel(&found, sizeof(found), (void *)address);
+	return found;
+}
 
 INLINE u64 device_bit(u32 device)
 {
@@ -61,19 +75,20 @@ INLINE struct inode *regular(struct file *file)
 
 /*
  * Where the climb below starts: a function verified by itself takes numbers only, so the pointer goes
- * through here.
+ * through here. What may run in an interrupt, amid a climb, has a lane of its own.
  */
+enum { LANE_TASK, LANE_INTERRUPT, LANES };
+
 struct {
 	MAP_UINT(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	MAP_UINT(max_entries, 1);
+	MAP_UINT(max_entries, LANES);
 	MAP_TYPE(key, u32);
 	MAP_TYPE(value, u64);
 } climbing SEC(".maps");
 
-__attribute__((noinline)) u32 dk_climb(u32 device)
+__attribute__((noinline)) u32 dk_climb(u32 device, u32 lane)
 {
-	u32 zero = 0;
-	u64 *start = bpf_map_lookup_elem(&climbing, &zero);
+	u64 *start = bpf_map_lookup_elem(&climbing, &lane);
 	struct dentry *dentry;
 
 	if (!start)
@@ -103,15 +118,51 @@ __attribute__((noinline)) u32 dk_climb(u32 device)
 }
 
 /* The slot of the volume that holds this dentry, or NO_VOLUME, or TOO_DEEP. */
-INLINE u32 volume_of(struct dentry *dentry)
+INLINE u32 volume_by_lane(struct dentry *dentry, u32 lane)
 {
-	u32 device = dentry->d_sb->s_dev, zero = 0;
-	u64 *start = bpf_map_lookup_elem(&climbing, &zero);
+	u32 device = dentry->d_sb->s_dev;
+	u64 *start = bpf_map_lookup_elem(&climbing, &lane);
 
 	if (!may_hold_volume(device) || !start)
 		return NO_VOLUME;
 	*start = (u64)dentry;
-	return dk_climb(device);
+	return dk_climb(device, lane);
+}
+
+INLINE u32 volume_of(struct dentry *dentry)
+{
+	return volume_by_lane(dentry, LANE_TASK);
+}
+
+/*
+ * Whether a file that is not below a root by this name may be so by another one: it has several, or this one
+ * was taken away (and then its directory moved) while the file stayed open. The observer knows inodes.
+ */
+INLINE bool may_be_elsewhere(struct inode *inode, struct dentry *dentry)
+{
+	return inode->i_nlink > 1 || (inode->i_nlink == 1 && !dentry->d_hash.pprev);
+}
+
+/*
+ * The file systems that hold volumes, noted when the agent asks who a root is; it keeps the root open, so
+ * they stay.
+ */
+#define SUPERBLOCKS 4
+
+struct {
+	u64 superblock[SUPERBLOCKS];
+	u64 noted;
+} places SEC(".bss.places");
+
+INLINE void note_place(struct inode *inode)
+{
+	u64 superblock = (u64)inode->i_sb;
+
+	for (int i = 0; i < SUPERBLOCKS; i++) {
+		if (places.superblock[i] == superblock)
+			return;
+	}
+	places.superblock[places.noted++ & (SUPERBLOCKS - 1)] = superblock;
 }
 
 /*

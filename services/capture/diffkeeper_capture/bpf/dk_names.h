@@ -27,7 +27,9 @@ struct naming {
 	u32 in_parent; /* changes only the directory that holds the last component, which is not followed */
 	u32 length;
 	u32 length2;
-	u32 unused;
+	u32 makes;     /* the kind of inode it makes (S_IFDIR and so on), or 0 */
+	u64 times;     /* of OP_UTIMES: where the caller has them, 0 for the present */
+	u64 tick;      /* nanoseconds of the smaller of their units; 0: whole seconds alone */
 	struct dk_begun begun;
 	u8 text[2 * 4352];
 };
@@ -55,6 +57,8 @@ INLINE struct dentry *base_of(struct task_struct *task, s32 directory, bool abso
 		return task->fs->pwd.dentry;
 	return AS(file, file_of(task, (u32)directory))->f_path.dentry;
 }
+
+#include "dk_made.h"
 
 /*
  * 1 for a plain name in a directory outside every volume: a call in its directory alone cannot have touched
@@ -107,6 +111,32 @@ INLINE void fill_bases(struct dk_record *record, struct naming *call)
 	record->mount_ns = task->nsproxy->mnt_ns->ns.inum;
 }
 
+#define NS_A_SECOND 1000000000ull
+#define UTIME_NOW 0x3fffffff
+#define UTIME_OMIT 0x3ffffffe
+
+INLINE u64 given_time(s64 seconds, s64 rest, u64 tick)
+{
+	if (tick == 1 && rest == UTIME_NOW)
+		return TIME_NOW;
+	if (tick == 1 && rest == UTIME_OMIT)
+		return TIME_KEPT;
+	return seconds * NS_A_SECOND + rest * tick;
+}
+
+/* The times of access and change that the caller gave. */
+INLINE void fill_times(struct dk_record *record, struct naming *call)
+{
+	s64 given[4] = {};
+	u32 size = call->tick ? sizeof(given) : sizeof(given) / 2;
+
+	record->aux = record->inode2 = TIME_NOW;
+	if (!call->times || bpf_probe_read_user(given, size, (void *)call->times))
+		return;
+	record->aux = given_time(given[0], call->tick ? given[1] : 0, call->tick);
+	record->inode2 = call->tick ? given_time(given[2], given[3], call->tick) : given_time(given[1], 0, 0);
+}
+
 INLINE void fill_naming(struct dk_record *record, struct naming *call, u32 flags)
 {
 	fill_head(record, bpf_get_current_task_btf(), KIND_PATH, NO_VOLUME, call->begun.ns);
@@ -118,6 +148,12 @@ INLINE void fill_naming(struct dk_record *record, struct naming *call, u32 flags
 	record->uid = call->uid;
 	record->gid = call->gid;
 	fill_bases(record, call);
+	if (call->op == OP_UTIMES)
+		fill_times(record, call);
+	if (call->makes)
+		fill_made(record, call);
+	if (call->op == OP_LINK)
+		fill_linked(record, call);
 	flag_name_overlap(record, call->begun.order);
 	if (call->op == OP_TRUNCATE) {
 		u32 another = dk_ended(BUCKET_PATH_TRUNCATE, call->begun.order, order_end(), 0);

@@ -12,6 +12,12 @@ INLINE bool names_descriptor(u64 path, u32 flags)
 	return (flags & AT_EMPTY_PATH) && !bpf_probe_read_user(&first, 1, (void *)path) && !first;
 }
 
+/* mknod(2) without a kind makes a file. */
+INLINE u32 kind_made(u64 mode)
+{
+	return mode & S_IFMT ? mode & S_IFMT : S_IFREG;
+}
+
 /*
  * Fill `call` from the registers. False: not a call about a path after all (`fd_kind` says what it was
  * instead).
@@ -36,6 +42,7 @@ INLINE bool describe(struct pt_regs *regs, u32 nr, struct naming *c, u32 *fd_kin
 		return true;
 	case NR_mkdir:
 		c->op = OP_MKDIR;
+		c->makes = S_IFDIR;
 		c->in_parent = true;
 		c->path = ARG0(regs);
 		c->aux = ARG1(regs);
@@ -48,6 +55,7 @@ INLINE bool describe(struct pt_regs *regs, u32 nr, struct naming *c, u32 *fd_kin
 		return true;
 	case NR_symlink:
 		c->op = OP_SYMLINK;
+		c->makes = S_IFLNK;
 		c->in_parent = c->base2 = true;
 		c->base = false;
 		c->path = ARG0(regs);
@@ -58,6 +66,7 @@ INLINE bool describe(struct pt_regs *regs, u32 nr, struct naming *c, u32 *fd_kin
 		c->in_parent = true;
 		c->path = ARG0(regs);
 		c->aux = ARG1(regs);
+		c->makes = kind_made(c->aux);
 		return true;
 	case NR_chmod:
 		c->op = OP_CHMOD;
@@ -76,11 +85,15 @@ INLINE bool describe(struct pt_regs *regs, u32 nr, struct naming *c, u32 *fd_kin
 	case NR_utimes:
 		c->op = OP_UTIMES;
 		c->path = ARG0(regs);
+		c->times = ARG1(regs);
+		c->tick = nr == NR_utime ? 0 : 1000;
 		return true;
 	case NR_futimesat:
 		c->op = OP_UTIMES;
 		c->directory = ARG0(regs);
 		c->path = ARG1(regs);
+		c->times = ARG2(regs);
+		c->tick = 1000;
 		*fd_kind = KIND_ATTR;
 		return c->path;
 #endif
@@ -107,6 +120,7 @@ INLINE bool describe(struct pt_regs *regs, u32 nr, struct naming *c, u32 *fd_kin
 		c->directory = ARG0(regs);
 		c->path = ARG1(regs);
 		c->aux = ARG2(regs);
+		c->makes = nr == NR_mkdirat ? S_IFDIR : kind_made(c->aux);
 		return true;
 	case NR_linkat:
 		c->op = OP_LINK;
@@ -119,6 +133,7 @@ INLINE bool describe(struct pt_regs *regs, u32 nr, struct naming *c, u32 *fd_kin
 		return true;
 	case NR_symlinkat:
 		c->op = OP_SYMLINK;
+		c->makes = S_IFLNK;
 		c->in_parent = c->base2 = true;
 		c->base = false;
 		c->path = ARG0(regs);
@@ -147,6 +162,8 @@ INLINE bool describe(struct pt_regs *regs, u32 nr, struct naming *c, u32 *fd_kin
 		c->op = OP_UTIMES;
 		c->directory = ARG0(regs);
 		c->path = ARG1(regs);
+		c->times = ARG2(regs);
+		c->tick = 1;
 		c->extra = ARG3(regs);
 		*fd_kind = KIND_ATTR;
 		return !names_descriptor(c->path, c->extra);
@@ -203,7 +220,7 @@ static int on_naming(struct task_struct *task, struct pt_regs *regs, u32 nr, s64
 		if (describe(regs, nr, call, &fd_kind))
 			dk_emit_naming();
 		else if (fd_kind == KIND_ATTR)
-			on_simple(task, regs, nr, KIND_ATTR, (u32)call->directory);
+			on_simple(task, nr, KIND_ATTR, (u32)call->directory);
 		else if (fd_kind == KIND_XATTR)
 			on_extended(task, (u32)call->directory, call->path2);
 	}

@@ -32,13 +32,13 @@ _Static_assert(HEAD_BYTES == 104, "HEAD in records.py has 104 bytes");
 
 enum dk_kind {
 	KIND_WRITE = 1, KIND_REREAD, KIND_OPEN, KIND_SIZE, KIND_PATH, KIND_ATTR, KIND_XATTR, KIND_MAPPED,
-	KIND_UNSEEN, KIND_SYNC, KIND_HELD = 13,
+	KIND_UNSEEN, KIND_SYNC, KIND_DIRTIED, KIND_ALLOCATED, KIND_HELD,
 };
 
 enum dk_flag {
 	FLAG_UNREADABLE = 1, FLAG_OVERLAPPED = 2, FLAG_APPEND = 4, FLAG_CREATED = 8, FLAG_TRUNCATED = 16,
 	FLAG_UNLINKED = 32, FLAG_SYNCHRONOUS = 64, FLAG_PARTIAL = 128, FLAG_PATH_CUT = 256,
-	FLAG_OVERLAPPED_NAMES = 512, FLAG_DIRECT = 1024,
+	FLAG_OVERLAPPED_NAMES = 512, FLAG_DIRECT = 1024, FLAG_FOUND = 2048,
 };
 
 enum dk_path_op {
@@ -82,7 +82,26 @@ struct dk_state {
 	u32 answer_device;
 	u32 answer_tgid;
 	u32 answer_count;
+	u64 followed;                    /* FOLLOWS_*: set by the agent when it has attached the program */
+	u64 mapped;                      /* how many files were ever mapped writable: 0 makes dk_dirty_folio short */
 };
+
+/* Programs beside the two of system calls, that a kernel may lack. Twin of Follows in bpf_probe.py. */
+enum dk_follows {
+	FOLLOWS_PAGES = 1, FOLLOWS_URING = 2, FOLLOWS_DIRECT = 4,
+};
+
+/* What the agent is told of a time that the call did not give: the present one, or none. */
+#define TIME_NOW (~0ull)
+#define TIME_KEPT (~0ull - 1)
+
+/* Of a MAPPED record, in inode2. */
+#define MAPPED_FOLLOWED 1 /* each page that turns dirty from now on is told */
+#define MAPPED_DIRTY 2    /* some page was dirty already, and may be stored to untold */
+
+/* Set in the number of an UNSEEN record: an operation of io_uring, not a system call. */
+#define URING_NUMBER 0x20000000
+
 
 struct dk_root {
 	u64 inode;

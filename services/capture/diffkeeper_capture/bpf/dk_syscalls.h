@@ -17,7 +17,7 @@ enum {
 	NR_utime = 132, NR_utimes = 235, NR_futimesat = 261, NR_utimensat = 280,
 	NR_setxattr = 188, NR_lsetxattr = 189, NR_fsetxattr = 190, NR_setxattrat = 463,
 	NR_removexattr = 197, NR_lremovexattr = 198, NR_fremovexattr = 199, NR_removexattrat = 466,
-	NR_io_setup = 206, NR_io_uring_setup = 425,
+	NR_io_setup = 206, NR_io_submit = 209, NR_io_uring_setup = 425, NR_mprotect = 10,
 	/* Of the 32-bit table. */
 	NR_compat_open = 5, NR_compat_creat = 8, NR_compat_execve = 11, NR_compat_openat = 295,
 	NR_compat_execveat = 358,
@@ -36,7 +36,7 @@ enum {
 	NR_utimensat = 88,
 	NR_setxattr = 5, NR_lsetxattr = 6, NR_fsetxattr = 7, NR_setxattrat = 463,
 	NR_removexattr = 14, NR_lremovexattr = 15, NR_fremovexattr = 16, NR_removexattrat = 466,
-	NR_io_setup = 0, NR_io_uring_setup = 425,
+	NR_io_setup = 0, NR_io_submit = 2, NR_io_uring_setup = 425, NR_mprotect = 226,
 	/* Of the 32-bit table, except that a 64-bit execve of a 32-bit program keeps its own number. */
 	NR_compat_open = 5, NR_compat_creat = 8, NR_compat_openat = 322, NR_compat_execve = 221,
 	NR_compat_execveat = 281, NR_compat_rename = 38, NR_compat_renameat = 329, NR_compat_renameat2 = 382,
