@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from tests.support import leftovers
 
 from diffkeeper import http
 from diffkeeper.domain import errors
@@ -177,6 +178,7 @@ class Deployment:
             self.control.wait()
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
+        leftovers.unpin_below(self.dir)
         if self._session is not None:
             await self._session.close()
 

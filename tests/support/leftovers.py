@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from diffkeeper import pins
+
+# How long a killed process may take to be gone.
+KILLED_S = 10.0
 
 
 def working_below(directory: Path) -> list[int]:
@@ -39,8 +43,13 @@ def naming(directory: Path) -> list[str]:
 def unpin_below(directory: Path) -> None:
     """Take out of the kernel what killed agents below ``directory`` left there for successors that will not come."""
     inside = directory.resolve()
+    deadline = time.monotonic() + KILLED_S
     for owner in pins.owners():
-        if owner.is_relative_to(inside) and not pins.is_owned(owner):
+        if not owner.is_relative_to(inside):
+            continue
+        while pins.is_owned(owner) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not pins.is_owned(owner):
             pins.remove(owner)
 
 
