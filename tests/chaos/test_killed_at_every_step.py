@@ -161,7 +161,8 @@ async def go_on(deployment: Deployment) -> None:
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     before = await written()
-    await until(written, lambda count: count > before + 10, "lines are written")
+    # Mirrors of a broker that was killed may be set up anew only after a minute.
+    await until(written, lambda count: count > before + 10, "lines are written", 150)
 
 
 def highest_acknowledged(deployment: Deployment) -> int:
