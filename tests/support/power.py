@@ -41,7 +41,11 @@ class Disk:
             os.close(root)
 
     def detach(self) -> None:
-        """What the kernel remembers of the file system goes with it. Waits for killed processes to let go."""
+        """What the kernel remembers of the file system goes with it, also what agents had pinned below it. Waits for
+        killed processes to let go.
+        """
+        for inside in _mounted_below(self.mount):
+            subprocess.run(["umount", "-l", str(inside)], check=True)
         deadline = time.monotonic() + _BUSY_S
         while subprocess.run(["umount", str(self.mount)], check=False, capture_output=True).returncode:
             assert time.monotonic() < deadline, f"somebody still works on {self.mount}"
@@ -50,6 +54,11 @@ class Disk:
     def restore(self) -> None:
         self.detach()
         self.attach()
+
+
+def _mounted_below(mount: Path) -> list[Path]:
+    points = [Path(line.split()[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [point for point in points if mount.resolve() in point.parents]
 
 
 @contextlib.contextmanager

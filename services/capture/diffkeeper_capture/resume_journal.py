@@ -161,7 +161,8 @@ def _good(data: bytes) -> Iterator[tuple[int, int]]:
     while len(data) - at >= _HEAD.size:
         length, checksum = _HEAD.unpack_from(data, at)
         body = data[at + _HEAD.size : at + _HEAD.size + length]
-        if length > _ENTRY_MAX_BYTES or len(body) < length or zlib.crc32(body) != checksum:
+        # Zeros are what a file system shows of room whose data a power cut kept from the disk.
+        if not 0 < length <= _ENTRY_MAX_BYTES or len(body) < length or zlib.crc32(body) != checksum:
             return
         yield at, length
         at += _HEAD.size + length
