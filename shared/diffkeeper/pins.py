@@ -188,11 +188,14 @@ def _owner_of(folder: Path) -> Path | None:
 
 
 def _is_given_up(owner: Path) -> bool:
+    """What cannot be told, as on another agent's broken disk, is left to somebody who can."""
     try:
         sign = (owner / LOCK).stat().st_mtime
+        return time.time() - sign > ORPHANED_S and not is_owned(owner)
     except FileNotFoundError:
         return True
-    return time.time() - sign > ORPHANED_S and not is_owned(owner)
+    except OSError:
+        return False
 
 
 def _remove_folder(folder: Path) -> bool:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.support import power
 
 from diffkeeper import pins
 from diffkeeper.domain import errors
@@ -73,6 +74,13 @@ def test_a_mount_whose_agent_was_deleted_with_its_pins_goes(tmp_path: Path) -> N
     assert os.path.ismount(directory / pins.OWN_MOUNT)
     pins.remove_orphans()
     assert not os.path.ismount(directory / pins.OWN_MOUNT)
+
+
+def test_an_agent_whose_disk_fails_keeps_no_other_from_tidying_up(tmp_path: Path) -> None:
+    with power.disk(tmp_path, "broken") as disk:
+        directory = agent_directory(disk.mount, last_sign_s=10 * pins.ORPHANED_S)
+        disk.cut()
+        assert directory not in pins.remove_orphans()
 
 
 def test_a_directory_has_one_agent(tmp_path: Path) -> None:
