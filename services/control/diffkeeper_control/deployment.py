@@ -100,11 +100,12 @@ class Layout:
         for path in (self.control, self.operations, self.logs):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         for site in sites:
-            for path in (self.site(site), self.capture(site), self.replicator(site)):
-                path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # A program that runs as another user (PostgreSQL refuses root) walks through it to its own files;
+            # A program that runs as another user (PostgreSQL refuses root) walks through these to its own files;
             # what it may read there, the modes of the replica say, which are those of the source.
-            self.volumes(site).mkdir(parents=True, exist_ok=True, mode=0o711)
+            for path in (self.site(site), self.volumes(site)):
+                path.mkdir(parents=True, exist_ok=True, mode=0o711)
+            for path in (self.capture(site), self.replicator(site)):
+                path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 class Process(msgspec.Struct, frozen=True):
