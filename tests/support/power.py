@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -57,7 +58,10 @@ class Disk:
 
 
 def _mounted_below(mount: Path) -> list[Path]:
-    points = [Path(line.split()[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    # Blanks and the like stand there as octal numbers.
+    names = [re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split()[4]) for line in lines]
+    points = [Path(name) for name in names]
     return [point for point in points if mount.resolve() in point.parents]
 
 
