@@ -9,7 +9,7 @@ import subprocess
 import time
 from types import TracebackType
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Terminal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -64,7 +65,8 @@ def test_ctrl_c_at_a_question_changes_nothing(control: ControlServer) -> None:
         while terminal.process.poll() is None:
             terminal.type("\x03")
             time.sleep(0.1)
-        assert terminal.process.returncode == 130
+        # 130 as a shell says it, or the signal itself, pressed again while the process was ending.
+        assert terminal.process.returncode in (130, -signal.SIGINT)
     assert control.bodies(f"POST {V}/failover") == []
 
 
