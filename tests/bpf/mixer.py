@@ -1,4 +1,4 @@
-"""A program that mixes every way of writing from a seed: ``mixer.py ROOT OUTSIDE`` reads lines ``SEED STEPS`` from
+"""A program that mixes every way of writing from a seed: ``mixer.py ROOT OUTSIDE [names-by-ring]`` reads lines ``SEED STEPS`` from
 its standard input, does so many random acts below the root for each, and answers with a line.
 
 It keeps descriptors and mappings open from one line to the next. Acts that the file system refuses count too:
@@ -31,7 +31,7 @@ FALLOCATE_MODES = [0, 1, 3, 0x08, 0x10, 0x11, 0x20, 0x40]
 
 
 class Mixer:
-    def __init__(self, root: str, outside: str) -> None:
+    def __init__(self, root: str, outside: str, *, names_by_ring: bool) -> None:
         self.root = os.fsencode(root)
         self.outside = os.fsencode(outside)
         self.dice = random.Random()
@@ -59,6 +59,8 @@ class Mixer:
             self.access_list,
             self.descriptor_mode,
         ]
+        if not names_by_ring:
+            names.remove(self.names_by_ring)
         self.acts = content * 2 + names * 2 + described
 
     def run(self, seed: str, steps: int) -> None:
@@ -314,7 +316,7 @@ def _pwrite(fd: int, data: bytes, offset: int) -> None:
 
 if __name__ == "__main__":
     os.umask(0o022)
-    mixer = Mixer(sys.argv[1], sys.argv[2])
+    mixer = Mixer(sys.argv[1], sys.argv[2], names_by_ring="names-by-ring" in sys.argv)
     for line in sys.stdin:
         seed, steps = line.split()
         mixer.run(seed, int(steps))

@@ -20,7 +20,7 @@ ROUND_LIMIT_S = 60.0
 class Mixing:
     """A few mixers at one volume. ``round`` raises AssertionError with what differs."""
 
-    def __init__(self, volume: Watched, scratch: Path, mixers: int) -> None:
+    def __init__(self, volume: Watched, scratch: Path, mixers: int, *, names_by_ring: bool) -> None:
         self.following = Following(volume, scratch)
         outside = scratch / "moved"
         outside.mkdir()
@@ -29,6 +29,8 @@ class Mixing:
         self.wrong: list[bytes] = []
         self._replica = likenesses.Replica(scratch / "replica")
         command = [sys.executable, "-I", "-S", "-B", str(FOLDER / "mixer.py"), str(volume.root), str(outside)]
+        if names_by_ring:
+            command.append("names-by-ring")
         self._mixers = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
             for _ in range(mixers)

@@ -1,4 +1,4 @@
-"""The mixed ways of writing for as long as one likes: ``make soak SEED=1 MINUTES=120``.
+"""The mixed ways of writing for as long as one likes: ``make soak SEED=1 MINUTES=120 MIXERS=3``.
 
 A round that fails prints its seed, what differs, and (``TRACE=1``) every record and delta of the round.
 """
@@ -53,7 +53,8 @@ def _volume(probe: BpfProbe, folder: Path, seed: int, mixers: int, end: float, s
     probe.drain(lambda record, payload: None)
     probe.watch(slot, fd)
     os.close(fd)
-    mixing = Mixing(Watched(probe, root, slot), folder, mixers)
+    names_by_ring = mixers == 1 or bool(os.environ.get("RING_NAMES"))
+    mixing = Mixing(Watched(probe, root, slot), folder, mixers, names_by_ring=names_by_ring)
     mixing.following.trace = [] if os.environ.get("TRACE") else None
     try:
         for number in range(ROUNDS_A_VOLUME):

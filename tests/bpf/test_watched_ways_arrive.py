@@ -79,7 +79,7 @@ def test_mixed_ways_arrive_after_each_round(watching: Watching, tmp_path: Path) 
     (tmp_path / "moved").mkdir()
     command = [sys.executable, "-I", "-S", "-B", str(FOLDER / "mixer.py")]
     mixer = subprocess.Popen(
-        [*command, str(watching.root), str(tmp_path / "moved")],
+        [*command, str(watching.root), str(tmp_path / "moved"), "names-by-ring"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
