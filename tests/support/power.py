@@ -75,7 +75,11 @@ def disk(folder: Path, name: str) -> Iterator[Disk]:
     with made.image.open("wb") as image:
         image.truncate(SIZE_BYTES)
     subprocess.run(["mkfs.ext4", "-q", "-F", str(made.image)], check=True)
-    made.attach()
+    first = subprocess.run(
+        ["mount", "-o", "loop", str(made.image), str(made.mount)], capture_output=True, text=True, check=False
+    )
+    if first.returncode:
+        pytest.skip(f"no file system can be mounted from a file here: {first.stderr.strip()}")
     try:
         made.mount.chmod(0o755)
         (made.mount / "lost+found").rmdir()
