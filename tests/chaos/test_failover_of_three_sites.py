@@ -53,7 +53,8 @@ async def test_two_of_three_sites_go_on_at_remote_when_the_first_dies(deployment
     async def written() -> int:
         return lines.read_bytes().count(b"\n")
 
-    # Brokers that lost their neighbour set their mirrors up anew after 2 to 40 s, on a busy machine twice that.
+    # Once in many runs on a busy machine nothing was confirmed for a minute; why is not understood yet, so this waits
+    # for longer than that.
     await until(
         written, lambda count: count > len(numbers) + 20, "fsyncs return, confirmed by the third site", 180
     )
