@@ -16,7 +16,7 @@ import errno
 import fcntl
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -96,8 +96,12 @@ class Spool:
         self._dirty: list[int] = []
         self._directory_dirty = False
         self._synced = 0
-        self._sync: asyncio.Task[None] | None = None
+        self._sync: asyncio.Future[None] | None = None
+        # A sync was asked for whose bytes the one under way may not have.
+        self._sync_again = False
         self._poison: OSError | None = None
+        # Called when more is durable, and when nothing will be any more.
+        self.on_synced: Callable[[], None] = lambda: None
         self.first: positions.Position | None = None
         self.last: positions.Position | None = None
         self.durable: positions.Position | None = None
@@ -157,11 +161,26 @@ class Spool:
         target = self._end()
         while self._synced < target:
             self._check_poison()
-            if self._sync is None:
-                self._sync = asyncio.create_task(self._sync_once(), name="spool-sync")
-            # Shielded: one waiter that gives up must not take the fsync from the others.
-            await asyncio.shield(self._sync)
+            self._begin_sync()
+            sync = self._sync
+            assert sync is not None, "it was begun"
+            # Not awaited itself: one waiter that gives up must not take the fsync from the others.
+            await asyncio.wait([sync])
+            failure = None if sync.cancelled() else sync.exception()
+            if failure is not None and not isinstance(failure, OSError):
+                raise failure
         return self.durable
+
+    @property
+    def is_poisoned(self) -> bool:
+        return self._poison is not None
+
+    def sync_soon(self) -> None:
+        """Begin at once to make durable what was appended so far, for nobody who waits; ``on_synced`` tells."""
+        if self._synced >= self._end() or self._poison is not None:
+            return
+        self._sync_again = self._sync is not None
+        self._begin_sync()
 
     def release(self, position: positions.Position) -> None:
         """Drop whole segments that hold nothing beyond ``position``, oldest first; the newest
@@ -314,21 +333,34 @@ class Spool:
             self._room = segment.size
             raise
 
-    async def _sync_once(self) -> None:
+    def _begin_sync(self) -> None:
+        """One fsync at a time, in a thread: no task of its own, because a program waits for it."""
+        if self._sync is not None:
+            return
         end, last = self._end(), self.last
         full, self._dirty = self._dirty, []
         directory, self._directory_dirty = self._directory_dirty, False
-        newest = os.dup(self._file)
-        try:
-            await asyncio.to_thread(_fsync_all, [*full, newest], self.directory if directory else None)
-            self._synced, self.durable = end, last
-        except OSError as error:
-            # Not raised here: every waiter finds it.
-            self._poison = error
-        finally:
-            for descriptor in (*full, newest):
+        descriptors = [*full, os.dup(self._file)]
+
+        def ended(sync: asyncio.Future[None]) -> None:
+            for descriptor in descriptors:
                 os.close(descriptor)
             self._sync = None
+            failure = None if sync.cancelled() else sync.exception()
+            if isinstance(failure, OSError):
+                # Not raised here: every waiter finds it.
+                self._poison = failure
+            elif failure is None and not sync.cancelled():
+                self._synced, self.durable = end, last
+            self.on_synced()
+            if self._sync_again:
+                self._sync_again = False
+                self.sync_soon()
+
+        self._sync = asyncio.get_running_loop().run_in_executor(
+            None, _fsync_all, descriptors, self.directory if directory else None
+        )
+        self._sync.add_done_callback(ended)
 
     def _check_poison(self) -> None:
         if self._poison is not None:
