@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Self
 
 from diffkeeper.domain import errors, frames, positions
-from diffkeeper_capture import spool_records
+from diffkeeper_capture import spool_records, syncers
 
 # A segment is read whole when the spool is opened, and is the least that release() frees.
 SEGMENT_BYTES = 16 * 1024 * 1024
@@ -84,8 +84,11 @@ class Place:
 class Spool:
     """Made by ``open``. Not for several threads, except ``load``."""
 
-    def __init__(self, directory: Path, max_bytes: int, segment_bytes: int, lock: int) -> None:
+    def __init__(
+        self, directory: Path, max_bytes: int, segment_bytes: int, lock: int, syncer: syncers.Syncer
+    ) -> None:
         self.directory = directory
+        self._syncer = syncer
         self.max_bytes = max_bytes
         self._segment_bytes = segment_bytes
         self._lock = lock
@@ -97,6 +100,7 @@ class Spool:
         self._directory_dirty = False
         self._synced = 0
         self._sync: asyncio.Future[None] | None = None
+        self._syncing: list[int] = []  # descriptors of the one under way
         # A sync was asked for whose bytes the one under way may not have.
         self._sync_again = False
         self._poison: OSError | None = None
@@ -108,7 +112,11 @@ class Spool:
 
     @classmethod
     def open(
-        cls, directory: Path, max_bytes: int = DEFAULT_MAX_BYTES, segment_bytes: int = SEGMENT_BYTES
+        cls,
+        directory: Path,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        segment_bytes: int = SEGMENT_BYTES,
+        make_syncer: Callable[[], syncers.Syncer] = syncers.ExecutorSyncer,
     ) -> Self:
         """Read what is there, verify it, cut a torn tail; everything kept is durable afterwards.
 
@@ -116,7 +124,8 @@ class Spool:
         process has it. Blocks for as long as reading takes.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        spool = cls(directory, max_bytes, segment_bytes, _take(directory))
+        lock = _take(directory)
+        spool = cls(directory, max_bytes, segment_bytes, lock, make_syncer())
         try:
             spool._recover()
         except BaseException:
@@ -162,13 +171,9 @@ class Spool:
         while self._synced < target:
             self._check_poison()
             self._begin_sync()
-            sync = self._sync
-            assert sync is not None, "it was begun"
+            assert self._sync is not None, "it was begun"
             # Not awaited itself: one waiter that gives up must not take the fsync from the others.
-            await asyncio.wait([sync])
-            failure = None if sync.cancelled() else sync.exception()
-            if failure is not None and not isinstance(failure, OSError):
-                raise failure
+            await asyncio.wait([self._sync])
         return self.durable
 
     @property
@@ -279,6 +284,8 @@ class Spool:
 
     def close(self) -> None:
         """Forget the files; what was not synced is left to the operating system."""
+        self._syncer.close()
+        self._forget_sync()
         self._give_room_back()
         for descriptor in (*self._dirty, self._file, self._lock):
             if descriptor >= 0:
@@ -334,33 +341,37 @@ class Spool:
             raise
 
     def _begin_sync(self) -> None:
-        """One fsync at a time, in a thread: no task of its own, because a program waits for it."""
+        """One at a time, beside the loop."""
         if self._sync is not None:
             return
         end, last = self._end(), self.last
         full, self._dirty = self._dirty, []
         directory, self._directory_dirty = self._directory_dirty, False
-        descriptors = [*full, os.dup(self._file)]
+        files = [*full, os.dup(self._file)]
+        place = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC) if directory else None
+        self._syncing = files if place is None else [*files, place]
+        under_way = self._sync = asyncio.get_running_loop().create_future()
 
-        def ended(sync: asyncio.Future[None]) -> None:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            self._sync = None
-            failure = None if sync.cancelled() else sync.exception()
-            if isinstance(failure, OSError):
+        def ended(failure: OSError | None) -> None:
+            self._forget_sync()
+            if failure is None:
+                self._synced, self.durable = end, last
+            else:
                 # Not raised here: every waiter finds it.
                 self._poison = failure
-            elif failure is None and not sync.cancelled():
-                self._synced, self.durable = end, last
+            under_way.set_result(None)
             self.on_synced()
             if self._sync_again:
                 self._sync_again = False
                 self.sync_soon()
 
-        self._sync = asyncio.get_running_loop().run_in_executor(
-            None, _fsync_all, descriptors, self.directory if directory else None
-        )
-        self._sync.add_done_callback(ended)
+        self._syncer.begin(files, place, ended)
+
+    def _forget_sync(self) -> None:
+        self._sync = None
+        for descriptor in self._syncing:
+            os.close(descriptor)
+        self._syncing = []
 
     def _check_poison(self) -> None:
         if self._poison is not None:
@@ -454,13 +465,6 @@ def _read_from_disk(path: Path) -> bytes:
                 reason="spool-unreadable",
                 hint="check the disk (dmesg)",
             ) from error
-
-
-def _fsync_all(descriptors: list[int], directory: Path | None) -> None:
-    for descriptor in descriptors:
-        os.fdatasync(descriptor)
-    if directory is not None:
-        _fsync_path(directory)
 
 
 def _fsync_path(path: Path) -> None:
