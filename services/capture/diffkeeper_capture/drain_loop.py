@@ -1,9 +1,7 @@
 """Empties the probe's ring into the volumes: one ring, many volumes, one loop.
 
 The ring is looked at in intervals instead of at each record: the first record of a burst wakes this loop, which lets
-others gather for an interval before it reads them, and reads nothing when nothing came. An interval is also how long
-a frame stays open. It grows with the rate of records, because each frame costs every broker and replica about as much
-whatever is in it, and while the stream cannot keep up: so that frames get larger instead of more.
+others gather for an interval (``pace``) before it reads them, and reads nothing when nothing came.
 
 Records leave the ring when what every volume made of them is kept (``needed_from``): a successor of this process
 reads the rest again. One that takes over joins its volumes one by one, each from where the predecessor left it.
@@ -19,16 +17,12 @@ from typing import Protocol
 
 import structlog
 
-from diffkeeper_capture import probes, records, write_lanes
+from diffkeeper_capture import pace, probes, records, write_lanes
 
 # Records handled before other work of the loop gets its turn.
 RECORDS_A_TURN = 2048
 # While records are kept for a volume that does not come, the ring counts as readable all the time.
 HELD_PAUSE_S = 0.02
-# Up to so many records a second the interval is the shortest, from so many on the longest; between them it grows evenly.
-CALM_RATE, BUSY_RATE = 1500.0, 4000.0
-# Over how long the rate is counted.
-RATE_WINDOW_S = 0.05
 
 _log = structlog.get_logger("drain")
 
@@ -69,15 +63,11 @@ class DrainLoop:
         # Slots that a predecessor watched, and where each is to go on.
         self._behind: dict[int, int] = {}
         self._lanes = write_lanes.Lanes.load()
-        self._linger_least_s, self.linger_most_s = linger_s, linger_most_s
-        self.linger_s = linger_s
+        self.pace = pace.Pace(linger_s, linger_most_s, time.monotonic())
         self._lost = probe.lost()
         self._readable = asyncio.Event()
         # When volumes are asked again though no record came, by the monotonic clock.
         self._look_at = math.inf
-        # Records that had been counted when the rate was taken last, and when that was.
-        self._rated, self._rated_at = 0, time.monotonic()
-        self._rate = 0.0
         # Called after each turn, when what is kept was let go.
         self.after_turn: Callable[[], None] = lambda: None
 
@@ -153,7 +143,7 @@ class DrainLoop:
         while True:
             if not self.held_bytes and self._look_at == math.inf:
                 await self._until_readable()
-            await asyncio.sleep(self.linger_s)
+            await asyncio.sleep(self.pace.look_s)
             if self._probe.produced() != self._probe.consumed() or time.monotonic() >= self._look_at:
                 await self._turns()
 
@@ -231,19 +221,5 @@ class DrainLoop:
         return any(volume.is_choked for volume in self._volumes.values())
 
     def _adapt(self) -> None:
-        wanted_s = self.linger_most_s
-        if not any(volume.is_behind for volume in self._volumes.values()):
-            busy = (self._count_rate() - CALM_RATE) / (BUSY_RATE - CALM_RATE)
-            wanted_s = self._linger_least_s + (wanted_s - self._linger_least_s) * min(1.0, max(0.0, busy))
-        if wanted_s > self.linger_s:
-            self.linger_s = min(wanted_s, self.linger_s * 1.5)
-        else:
-            self.linger_s = max(wanted_s, self.linger_s * 0.8)
-
-    def _count_rate(self) -> float:
-        """Records a second, over the last window that is over."""
-        now = time.monotonic()
-        if now - self._rated_at >= RATE_WINDOW_S:
-            self._rate = (self.records - self._rated) / (now - self._rated_at)
-            self._rated, self._rated_at = self.records, now
-        return self._rate
+        is_behind = any(volume.is_behind for volume in self._volumes.values())
+        self.pace.adapt(time.monotonic(), self.records, self._probe.consumed(), is_behind=is_behind)

@@ -118,6 +118,7 @@ class VolumeCapture:
         self.gap_open = False
         self.last_gap: dict[str, Any] | None = None
         self._is_taking = True
+        self._is_closed = False
         self._observe: Callable[[records.Record, memoryview], None] = parts.observer.observe
         self._lane: write_lanes.Lane | None = None
         self._lost_at = 0.0
@@ -396,7 +397,7 @@ class VolumeCapture:
         if not self.framer.changes_something:
             return max(0.0, early_us / 1e6)
         # A frame may be due earlier than it seems now: when those before it are safe.
-        return min(max(0.0, early_us / 1e6), self._drain.linger_s if self._drain is not None else 0.0)
+        return min(max(0.0, early_us / 1e6), self._drain.pace.linger_s if self._drain is not None else 0.0)
 
     def _due_us(self) -> float:
         """How old the oldest delta of an open frame may become before it is cut."""
@@ -405,7 +406,8 @@ class VolumeCapture:
         if not self.framer.changes_something:
             return MARKS_LINGER_S * 1e6
         unsafe = self.framer.tip.position.sequence - self.durability.safe().sequence
-        linger_s = self._drain.linger_s if unsafe < FEW_FRAMES else self._drain.linger_most_s
+        pace = self._drain.pace
+        linger_s = pace.linger_s if unsafe < FEW_FRAMES else pace.linger_most_s
         return linger_s * 1e6
 
     def lost(self, inodes: frozenset[int] | None) -> None:
@@ -597,6 +599,10 @@ class VolumeCapture:
         return stored.sequence, self.durability.spooled > stored
 
     def close(self) -> None:
+        """May be called again, as by who begins anew and fails: descriptors may be somebody else's by then."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         if self._watch is not None:
             self._watch.close()
         if self._marks is not None:
