@@ -39,7 +39,7 @@ class Pace:
 
     def _wanted_s(self) -> float:
         busy = min(1.0, max(0.0, (self._records_rate - CALM_RATE) / (BUSY_RATE - CALM_RATE)))
-        return self._least_s + (self.linger_most_s - self._least_s) * busy
+        return min(self.linger_most_s, self._least_s + (self.linger_most_s - self._least_s) * busy)
 
     def _count(self, now: float, records: int, byte_count: int) -> None:
         then, records_then, bytes_then = self._taken
