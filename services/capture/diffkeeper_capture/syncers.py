@@ -45,9 +45,11 @@ class ExecutorSyncer:
 
     def begin(self, files: Sequence[int], directory: int | None, ended: Ended) -> None:
         def tell(done: asyncio.Future[None]) -> None:
-            if done.cancelled() or self._is_closed:
+            if done.cancelled():
                 return
             failure = done.exception()
+            if self._is_closed:
+                return
             assert failure is None or isinstance(failure, OSError), (
                 f"an fsync fails so or not at all: {failure!r}"
             )
