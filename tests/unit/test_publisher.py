@@ -45,9 +45,9 @@ class World:
         del stream.messages[kept:], stream.ids[kept:]
         self.broker.changed()
 
-    def restart_spool(self, **options: int) -> None:
+    def restart_spool(self, segment_bytes: int = spools.SEGMENT_BYTES) -> None:
         self.spool.close()
-        self.spool = spools.Spool.open(self.directory, **options)
+        self.spool = spools.Spool.open(self.directory, segment_bytes=segment_bytes)
 
 
 @pytest.fixture
