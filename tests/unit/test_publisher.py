@@ -110,6 +110,19 @@ async def test_frames_offered_are_stored_in_order_and_waiters_are_told(world: Wo
     assert publisher.counters.resent == 0
 
 
+async def test_a_frame_offered_to_a_publisher_at_rest_is_sent_before_the_offer_returns(world: World) -> None:
+    sent = list(framing.chain(3))
+    publisher = world.publisher()
+    async with running(publisher):
+        offer(world, publisher, sent[:1])
+        await publisher.wait_stored(sent[0].position)
+        for number in (1, 2):
+            offer(world, publisher, sent[number : number + 1])
+            assert publisher.in_flight == 1 and world.stream == wires(sent[: number + 1])
+            await publisher.wait_stored(sent[number].position)
+            assert publisher.in_flight == 0
+
+
 async def test_what_does_not_fit_into_the_window_is_read_back_from_the_spool(world: World) -> None:
     sent = list(framing.chain(300, size=500))
     publisher = world.publisher(window=publishers.Window(frames=5, bytes=3000, ready_bytes=3000))
