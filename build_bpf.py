@@ -33,9 +33,11 @@ def compile_all(bpf: Path = BPF, native: Path = NATIVE) -> list[Path]:
     for architecture, define in ARCHITECTURES.items():
         probe = bpf / f"capture.{architecture}.o"
         _compile(bpf / "capture.bpf.c", probe, [*FLAGS, f"-D{define}", "-c"])
-        loop = native / f"write_lanes.{architecture}.so"
-        _compile(native / "write_lanes.c", loop, ["-target", f"{architecture}-{C_LIBRARY}", *SHARED])
-        objects += [probe, loop]
+        objects.append(probe)
+        for name in ("write_lanes", "syncer"):
+            loop = native / f"{name}.{architecture}.so"
+            _compile(native / f"{name}.c", loop, ["-target", f"{architecture}-{C_LIBRARY}", *SHARED])
+            objects.append(loop)
     return objects
 
 

@@ -45,9 +45,9 @@ class World:
         del stream.messages[kept:], stream.ids[kept:]
         self.broker.changed()
 
-    def restart_spool(self, **options: int) -> None:
+    def restart_spool(self, segment_bytes: int = spools.SEGMENT_BYTES) -> None:
         self.spool.close()
-        self.spool = spools.Spool.open(self.directory, **options)
+        self.spool = spools.Spool.open(self.directory, segment_bytes=segment_bytes)
 
 
 @pytest.fixture
@@ -108,6 +108,19 @@ async def test_frames_offered_are_stored_in_order_and_waiters_are_told(world: Wo
     assert publisher.behind_bytes == 0
     assert publisher.counters.published == 100
     assert publisher.counters.resent == 0
+
+
+async def test_a_frame_offered_to_a_publisher_at_rest_is_sent_before_the_offer_returns(world: World) -> None:
+    sent = list(framing.chain(3))
+    publisher = world.publisher()
+    async with running(publisher):
+        offer(world, publisher, sent[:1])
+        await publisher.wait_stored(sent[0].position)
+        for number in (1, 2):
+            offer(world, publisher, sent[number : number + 1])
+            assert publisher.in_flight == 1 and world.stream == wires(sent[: number + 1])
+            await publisher.wait_stored(sent[number].position)
+            assert publisher.in_flight == 0
 
 
 async def test_what_does_not_fit_into_the_window_is_read_back_from_the_spool(world: World) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from tests.support import framing
 
 from diffkeeper.domain import errors, frames, positions
 from diffkeeper_capture import spool as spools
-from diffkeeper_capture import spool_records
+from diffkeeper_capture import spool_records, syncers
 
 START = positions.START
 FRAMES = list(framing.chain(12, size=200))
@@ -170,8 +170,11 @@ def test_a_whole_record_of_an_unknown_format_is_never_cut(directory: Path) -> No
     assert snapshot(directory) == before
 
 
-async def test_sync_makes_durable_what_was_appended_before_it(directory: Path) -> None:
-    spool = spools.Spool.open(directory)
+@pytest.mark.parametrize("make_syncer", [syncers.ExecutorSyncer, syncers.best])
+async def test_sync_makes_durable_what_was_appended_before_it(
+    directory: Path, make_syncer: Callable[[], syncers.Syncer]
+) -> None:
+    spool = spools.Spool.open(directory, make_syncer=make_syncer)
     spool.append(FRAMES[0])
     assert spool.durable is None
     assert await spool.sync() == FRAMES[0].position
@@ -202,6 +205,50 @@ async def test_many_waiters_share_an_fsync_and_each_is_covered(
     await asyncio.gather(*(write_and_wait(frame) for frame in FRAMES))
     assert 1 <= calls <= 3
     spool.close()
+
+
+@pytest.mark.parametrize("make_syncer", [syncers.ExecutorSyncer, syncers.best])
+async def test_a_sync_that_nobody_waits_for_has_all_of_what_was_appended_meanwhile(
+    directory: Path, make_syncer: Callable[[], syncers.Syncer]
+) -> None:
+    spool = spools.Spool.open(directory, make_syncer=make_syncer)
+    told: list[object] = []
+    all_is_durable = asyncio.Event()
+
+    def synced() -> None:
+        told.append(spool.durable)
+        if spool.durable == FRAMES[2].position:
+            all_is_durable.set()
+
+    spool.on_synced = synced
+    for frame in FRAMES[:3]:
+        spool.append(frame)
+        spool.sync_soon()
+    async with asyncio.timeout(60):
+        await all_is_durable.wait()
+    assert told == [FRAMES[0].position, FRAMES[2].position]
+    spool.sync_soon()  # of nothing new
+    assert await spool.sync() == FRAMES[2].position
+    assert len(told) == 2
+    spool.close()
+
+
+@pytest.mark.parametrize("make_syncer", [syncers.ExecutorSyncer, syncers.best])
+async def test_a_spool_may_be_closed_while_it_syncs(
+    directory: Path, make_syncer: Callable[[], syncers.Syncer]
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for frame in FRAMES[:3]:
+        spool = spools.Spool.open(directory, make_syncer=make_syncer)
+        spool.append(frame)
+        spool.sync_soon()
+        spool.close()
+    for again in reopened(directory):
+        assert again.last == FRAMES[2].position
+    async with asyncio.timeout(60):
+        # The thread closes its own ends in its own time.
+        while len(os.listdir("/proc/self/fd")) > before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_cancelled_waiter_does_not_take_the_fsync_from_the_others(directory: Path) -> None:

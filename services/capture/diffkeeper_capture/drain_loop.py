@@ -1,8 +1,7 @@
 """Empties the probe's ring into the volumes: one ring, many volumes, one loop.
 
-While records keep coming the ring is looked at in short intervals instead of being woken for each record; an
-interval is also how long a frame stays open, and grows while the stream cannot keep up, so that frames get
-larger instead of more.
+The ring is looked at in intervals instead of at each record: the first record of a burst wakes this loop, which lets
+others gather for an interval (``pace``) before it reads them, and reads nothing when nothing came.
 
 Records leave the ring when what every volume made of them is kept (``needed_from``): a successor of this process
 reads the rest again. One that takes over joins its volumes one by one, each from where the predecessor left it.
@@ -11,13 +10,14 @@ reads the rest again. One that takes over joins its volumes one by one, each fro
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 
-from diffkeeper_capture import probes, records, write_lanes
+from diffkeeper_capture import pace, probes, records, write_lanes
 
 # Records handled before other work of the loop gets its turn.
 RECORDS_A_TURN = 2048
@@ -35,8 +35,10 @@ class Fed(Protocol):
 
     def feed(self, record: records.Record, payload: memoryview) -> None: ...
 
-    def drained(self, empty_ns: int | None) -> bool:
-        """A turn has ended (``empty_ns``: when the ring was empty): ship what is due. Is there more?"""
+    def drained(self, empty_ns: int | None) -> float:
+        """A turn has ended (``empty_ns``: when the ring was empty): ship what is due. In how many seconds there is more to
+        do though no record comes; infinite where there is nothing.
+        """
 
     def lost(self, inodes: frozenset[int] | None) -> None:
         """Records of these files were lost; None: of nobody knows which."""
@@ -61,10 +63,11 @@ class DrainLoop:
         # Slots that a predecessor watched, and where each is to go on.
         self._behind: dict[int, int] = {}
         self._lanes = write_lanes.Lanes.load()
-        self._linger_least_s, self.linger_most_s = linger_s, linger_most_s
-        self.linger_s = linger_s
+        self.pace = pace.Pace(linger_s, linger_most_s, time.monotonic())
         self._lost = probe.lost()
         self._readable = asyncio.Event()
+        # When volumes are asked again though no record came, by the monotonic clock.
+        self._look_at = math.inf
         # Called after each turn, when what is kept was let go.
         self.after_turn: Callable[[], None] = lambda: None
 
@@ -126,46 +129,54 @@ class DrainLoop:
     def catch_up(self) -> int:
         """Deliver everything that had returned before this call; the monotonic ns of which that is true."""
         began_ns = time.monotonic_ns()
-        self.records += self._probe.drain(self._handle, upto=self._probe.produced(), lanes=self._lanes)
+        delivered = self._probe.drain(self._handle, upto=self._probe.produced(), lanes=self._lanes)
         self._look_for_lost(surely=True)
+        if delivered:
+            self.records += delivered
+            # Whoever asked for them mostly ships them too; what he leaves open is looked for a little later.
+            self._look_at = min(self._look_at, time.monotonic() + HELD_PAUSE_S)
+            self._readable.set()
         return began_ns
 
     async def run(self) -> None:
         """Until cancelled."""
-        loop = asyncio.get_running_loop()
-        descriptor = self._probe.fileno()
         while True:
-            self._readable.clear()
-            loop.add_reader(descriptor, self._readable.set)
-            try:
-                await self._readable.wait()
-            finally:
-                loop.remove_reader(descriptor)
-            while await self._turns():  # noqa: ASYNC110
-                await asyncio.sleep(self.linger_s)
-            if self.held_bytes:
-                await asyncio.sleep(HELD_PAUSE_S)
+            if not self.held_bytes and self._look_at == math.inf:
+                await self._until_readable()
+            await asyncio.sleep(self.pace.look_s)
+            if self._probe.produced() != self._probe.consumed() or time.monotonic() >= self._look_at:
+                await self._turns()
 
-    async def _turns(self) -> bool:
-        """All that waits, in turns; whether to look again soon."""
-        total = 0
+    async def _until_readable(self) -> None:
+        loop, descriptor = asyncio.get_running_loop(), self._probe.fileno()
+        self._readable.clear()
+        loop.add_reader(descriptor, self._readable.set)
+        try:
+            await self._readable.wait()
+        finally:
+            loop.remove_reader(descriptor)
+
+    async def _turns(self) -> None:
+        """All that waits, in turns."""
         empty_ns: int | None = None
         while not self._is_choked():
             began_ns = time.monotonic_ns()
             delivered = self._probe.drain(self._handle, most=RECORDS_A_TURN, lanes=self._lanes)
             self._look_for_lost()
-            total += delivered
+            self.records += delivered
             if delivered < RECORDS_A_TURN:
                 empty_ns = began_ns
                 break
             self._tell_drained(None)
             self._release()
             await asyncio.sleep(0)
-        self.records += total
-        unfinished = self._tell_drained(empty_ns)
+        self._look_at = math.inf
+        wait_s = self._tell_drained(empty_ns)
         self._release()
         self._adapt()
-        return total > 0 or unfinished or self._is_choked()
+        if self.held_bytes or self._is_choked():
+            wait_s = min(wait_s, HELD_PAUSE_S)
+        self._look_at = min(self._look_at, time.monotonic() + wait_s)
 
     def _handle(self, record: records.Record, payload: memoryview) -> None:
         slot = record.volume
@@ -182,15 +193,16 @@ class DrainLoop:
         self._probe.release(min([self._probe.consumed(), *needed, *self._behind.values()]))
         self.after_turn()
 
-    def _tell_drained(self, empty_ns: int | None) -> bool:
-        unfinished = [volume.drained(empty_ns) for volume in list(self._volumes.values())]
-        return any(unfinished)
+    def _tell_drained(self, empty_ns: int | None) -> float:
+        return min([volume.drained(empty_ns) for volume in list(self._volumes.values())], default=math.inf)
 
     def _look_for_lost(self, *, surely: bool = False) -> None:
         lost = self._probe.lost(surely=surely)
         if lost.records == self._lost.records:
             return
         before, self._lost = self._lost, lost
+        self._look_at = time.monotonic()
+        self._readable.set()
         _log.error(
             "the ring had no room for records",
             lost=lost.records - before.records,
@@ -209,7 +221,5 @@ class DrainLoop:
         return any(volume.is_choked for volume in self._volumes.values())
 
     def _adapt(self) -> None:
-        if any(volume.is_behind for volume in self._volumes.values()):
-            self.linger_s = min(self.linger_most_s, self.linger_s * 1.5)
-        else:
-            self.linger_s = max(self._linger_least_s, self.linger_s * 0.8)
+        is_behind = any(volume.is_behind for volume in self._volumes.values())
+        self.pace.adapt(time.monotonic(), self.records, self._probe.consumed(), is_behind=is_behind)

@@ -122,6 +122,10 @@ class Gate:
 
     async def _satisfy(self, calls: list[Call], group: asyncio.TaskGroup) -> None:
         """Until the calls have a receipt at the level in force, which the policy may lower meanwhile."""
+        if self._policy is UnmetPolicy.BLOCK:
+            # Nothing is ever lowered, so nothing has to be watched: two tasks less a barrier.
+            await self._barriers.reach(await self._barriers.cut_barrier(calls), self.effective)
+            return
         cut = asyncio.ensure_future(self._barriers.cut_barrier(calls))
         try:
             while self.effective is not Level.OBSERVE:

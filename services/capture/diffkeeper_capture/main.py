@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -46,7 +47,17 @@ def _hurry(nice: int, scope: service.Scope) -> int:
             os.setpriority(os.PRIO_PROCESS, 0, nice)
         except PermissionError:
             scope.log.warning("no right to a higher priority; a busy machine may cause gaps", nice=nice)
+        _hurry_session(nice)
     return before
+
+
+def _hurry_session(nice: int) -> None:
+    """Where the kernel gives each session the same share of the processors (sched_autogroup), a priority counts only
+    among the processes of one session: then ours has to have it, if nobody else is in it.
+    """
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):  # this kernel does not, or we have no right to it, which was said
+            Path("/proc/self/autogroup").write_text(str(nice))
 
 
 async def _serve(scope: service.Scope, loaded: AgentSettings) -> None:

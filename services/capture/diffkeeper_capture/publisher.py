@@ -90,6 +90,8 @@ class Publisher:
         self._offered = self._reign.start
         self._pause_s = RETRY_FIRST_S
         self._wake = asyncio.Event()
+        # ``run`` sleeps, and all is well: what comes meanwhile is done at once, because a program may wait for it.
+        self._is_resting = False
         self._waiters: list[tuple[positions.Position, asyncio.Future[None]]] = []
 
     @property
@@ -136,7 +138,12 @@ class Publisher:
             self._ready.append(frame)
             self._ready_bytes += len(frame.wire)
         self._offered = frame.position
-        self._wake.set()
+        if self._is_resting and self._ready:
+            self._send_ready()
+            if self._ready or not self._has_room():
+                return  # an answer goes on with it
+        if self._sent < self._offered or not self._is_resting:
+            self._wake.set()
 
     async def wait_stored(self, position: positions.Position) -> None:
         """Wait until the stream holds everything up to ``position``; raises what ended the publisher."""
@@ -183,11 +190,29 @@ class Publisher:
         if failure is not None:
             await self._resolve(failure)
         await self._fill()
+        published, self._is_resting = self.counters.published, self.trouble is None
         try:
-            async with asyncio.timeout(None if self._flight else IDLE_CHECK_S):
+            async with asyncio.timeout(IDLE_CHECK_S):
                 await self._wake.wait()
+            return
         except TimeoutError:
+            pass
+        finally:
+            self._is_resting = False
+        if not self._flight and self.counters.published == published:
             await self._try_to(self._compare)
+
+    def _answered(self, answer: asyncio.Future[int]) -> None:
+        """Of a frame in flight, perhaps one that was given up."""
+        if not self._is_resting or answer.cancelled() or answer.exception() is not None:
+            self._wake.set()
+            return
+        if self._take_acknowledged() is not None:
+            self._wake.set()
+            return
+        self._send_ready()
+        if self._sent < self._offered and self._has_room():
+            self._wake.set()
 
     def _take_acknowledged(self) -> errors.DiffKeeperError | None:
         """Advance over acknowledged frames; the first failure, if one stands in front."""
@@ -229,10 +254,13 @@ class Publisher:
         while self._sent < self._offered and self._has_room():
             if not self._ready:
                 await self._load()
-            while self._ready and self._has_room():
-                frame = self._ready.popleft()
-                self._ready_bytes -= len(frame.wire)
-                self._send(frame)
+            self._send_ready()
+
+    def _send_ready(self) -> None:
+        while self._ready and self._has_room():
+            frame = self._ready.popleft()
+            self._ready_bytes -= len(frame.wire)
+            self._send(frame)
 
     def _has_room(self) -> bool:
         if self.trouble is not None:
@@ -251,7 +279,7 @@ class Publisher:
     def _send(self, frame: frames.Frame) -> None:
         after = self._flight[-1].frame if self._flight else None
         acknowledged = self._log.append(self.origin, frame, self._sequence + len(self._flight), after)
-        acknowledged.add_done_callback(lambda _: self._wake.set())
+        acknowledged.add_done_callback(self._answered)
         self._flight.append(_Sent(frame, acknowledged))
         self._flight_bytes += len(frame.wire)
         self._sent = frame.position

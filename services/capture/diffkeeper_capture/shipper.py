@@ -49,6 +49,7 @@ class Shipper:
         # In the spool, and not offered before the mark behind them is written.
         self._unoffered: list[frames.Frame] = []
         self._wants_sync = asyncio.Event()
+        spool.on_synced = self._note_synced
 
     @property
     def is_choked(self) -> bool:
@@ -69,16 +70,21 @@ class Shipper:
 
     def sync_soon(self) -> None:
         """A barrier was shipped: make the spool durable now, beside the publishing."""
-        self._wants_sync.set()
+        self._spool.sync_soon()
+
+    def _note_synced(self) -> None:
+        if self._spool.durable is not None:
+            self._durability.note_spooled(self._spool.durable)
+        if self._spool.is_poisoned:
+            self._wants_sync.set()  # ``run`` finds the reason
 
     async def run(self) -> None:
         """Sync, retry what the spool refused, release what others hold; until cancelled. Raises Corrupt."""
         while True:
             self._take_held()
             self._wants_sync.clear()
-            durable = await self._spool.sync()
-            if durable is not None:
-                self._durability.note_spooled(durable)
+            await self._spool.sync()
+            self._note_synced()
             self._release()
             try:
                 async with asyncio.timeout(RETRY_S if self._held else IDLE_SYNC_S):

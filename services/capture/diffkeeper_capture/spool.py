@@ -16,13 +16,13 @@ import errno
 import fcntl
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from diffkeeper.domain import errors, frames, positions
-from diffkeeper_capture import spool_records
+from diffkeeper_capture import spool_records, syncers
 
 # A segment is read whole when the spool is opened, and is the least that release() frees.
 SEGMENT_BYTES = 16 * 1024 * 1024
@@ -84,8 +84,11 @@ class Place:
 class Spool:
     """Made by ``open``. Not for several threads, except ``load``."""
 
-    def __init__(self, directory: Path, max_bytes: int, segment_bytes: int, lock: int) -> None:
+    def __init__(
+        self, directory: Path, max_bytes: int, segment_bytes: int, lock: int, syncer: syncers.Syncer
+    ) -> None:
         self.directory = directory
+        self._syncer = syncer
         self.max_bytes = max_bytes
         self._segment_bytes = segment_bytes
         self._lock = lock
@@ -96,15 +99,24 @@ class Spool:
         self._dirty: list[int] = []
         self._directory_dirty = False
         self._synced = 0
-        self._sync: asyncio.Task[None] | None = None
+        self._sync: asyncio.Future[None] | None = None
+        self._syncing: list[int] = []  # descriptors of the one under way
+        # A sync was asked for whose bytes the one under way may not have.
+        self._sync_again = False
         self._poison: OSError | None = None
+        # Called when more is durable, and when nothing will be any more.
+        self.on_synced: Callable[[], None] = lambda: None
         self.first: positions.Position | None = None
         self.last: positions.Position | None = None
         self.durable: positions.Position | None = None
 
     @classmethod
     def open(
-        cls, directory: Path, max_bytes: int = DEFAULT_MAX_BYTES, segment_bytes: int = SEGMENT_BYTES
+        cls,
+        directory: Path,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        segment_bytes: int = SEGMENT_BYTES,
+        make_syncer: Callable[[], syncers.Syncer] = syncers.ExecutorSyncer,
     ) -> Self:
         """Read what is there, verify it, cut a torn tail; everything kept is durable afterwards.
 
@@ -112,7 +124,8 @@ class Spool:
         process has it. Blocks for as long as reading takes.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        spool = cls(directory, max_bytes, segment_bytes, _take(directory))
+        lock = _take(directory)
+        spool = cls(directory, max_bytes, segment_bytes, lock, make_syncer())
         try:
             spool._recover()
         except BaseException:
@@ -157,11 +170,22 @@ class Spool:
         target = self._end()
         while self._synced < target:
             self._check_poison()
-            if self._sync is None:
-                self._sync = asyncio.create_task(self._sync_once(), name="spool-sync")
-            # Shielded: one waiter that gives up must not take the fsync from the others.
-            await asyncio.shield(self._sync)
+            self._begin_sync()
+            assert self._sync is not None, "it was begun"
+            # Not awaited itself: one waiter that gives up must not take the fsync from the others.
+            await asyncio.wait([self._sync])
         return self.durable
+
+    @property
+    def is_poisoned(self) -> bool:
+        return self._poison is not None
+
+    def sync_soon(self) -> None:
+        """Begin at once to make durable what was appended so far, for nobody who waits; ``on_synced`` tells."""
+        if self._synced >= self._end() or self._poison is not None:
+            return
+        self._sync_again = self._sync is not None
+        self._begin_sync()
 
     def release(self, position: positions.Position) -> None:
         """Drop whole segments that hold nothing beyond ``position``, oldest first; the newest
@@ -260,6 +284,8 @@ class Spool:
 
     def close(self) -> None:
         """Forget the files; what was not synced is left to the operating system."""
+        self._syncer.close()
+        self._forget_sync()
         self._give_room_back()
         for descriptor in (*self._dirty, self._file, self._lock):
             if descriptor >= 0:
@@ -314,21 +340,38 @@ class Spool:
             self._room = segment.size
             raise
 
-    async def _sync_once(self) -> None:
+    def _begin_sync(self) -> None:
+        """One at a time, beside the loop."""
+        if self._sync is not None:
+            return
         end, last = self._end(), self.last
         full, self._dirty = self._dirty, []
         directory, self._directory_dirty = self._directory_dirty, False
-        newest = os.dup(self._file)
-        try:
-            await asyncio.to_thread(_fsync_all, [*full, newest], self.directory if directory else None)
-            self._synced, self.durable = end, last
-        except OSError as error:
-            # Not raised here: every waiter finds it.
-            self._poison = error
-        finally:
-            for descriptor in (*full, newest):
-                os.close(descriptor)
-            self._sync = None
+        files = [*full, os.dup(self._file)]
+        place = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC) if directory else None
+        self._syncing = files if place is None else [*files, place]
+        under_way = self._sync = asyncio.get_running_loop().create_future()
+
+        def ended(failure: OSError | None) -> None:
+            self._forget_sync()
+            if failure is None:
+                self._synced, self.durable = end, last
+            else:
+                # Not raised here: every waiter finds it.
+                self._poison = failure
+            under_way.set_result(None)
+            self.on_synced()
+            if self._sync_again:
+                self._sync_again = False
+                self.sync_soon()
+
+        self._syncer.begin(files, place, ended)
+
+    def _forget_sync(self) -> None:
+        self._sync = None
+        for descriptor in self._syncing:
+            os.close(descriptor)
+        self._syncing = []
 
     def _check_poison(self) -> None:
         if self._poison is not None:
@@ -422,13 +465,6 @@ def _read_from_disk(path: Path) -> bytes:
                 reason="spool-unreadable",
                 hint="check the disk (dmesg)",
             ) from error
-
-
-def _fsync_all(descriptors: list[int], directory: Path | None) -> None:
-    for descriptor in descriptors:
-        os.fdatasync(descriptor)
-    if directory is not None:
-        _fsync_path(directory)
 
 
 def _fsync_path(path: Path) -> None:

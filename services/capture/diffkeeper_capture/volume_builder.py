@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from diffkeeper.domain import errors, frames, volumes
 from diffkeeper.log.event_log import EventLog
-from diffkeeper_capture import resuming, volume_recovery
+from diffkeeper_capture import resuming, syncers, volume_recovery
 from diffkeeper_capture.durability import Durability
 from diffkeeper_capture.framer import Framer, SystemClock
 from diffkeeper_capture.observer import Observer
@@ -37,7 +37,7 @@ class Builder:
     ) -> Parts:
         """Raises Fenced, Corrupt, Misconfigured or Transient, and then holds nothing open."""
         _check(order)
-        spool = await asyncio.to_thread(Spool.open, files.spool, self.spool_bytes)
+        spool = await asyncio.to_thread(Spool.open, files.spool, self.spool_bytes, make_syncer=syncers.best)
         try:
             resumable = await asyncio.to_thread(volume_recovery.take_back, order, spool, resumable)
             return await self._build(order, files, spool, sole_source, resumable)

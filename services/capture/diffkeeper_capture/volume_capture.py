@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
@@ -117,6 +118,7 @@ class VolumeCapture:
         self.gap_open = False
         self.last_gap: dict[str, Any] | None = None
         self._is_taking = True
+        self._is_closed = False
         self._observe: Callable[[records.Record, memoryview], None] = parts.observer.observe
         self._lane: write_lanes.Lane | None = None
         self._lost_at = 0.0
@@ -361,16 +363,16 @@ class VolumeCapture:
         except Exception as error:  # noqa: BLE001
             self._break(error)
 
-    def drained(self, empty_ns: int | None) -> bool:
+    def drained(self, empty_ns: int | None) -> float:
         if not self._is_taking:
-            return False
+            return math.inf
         try:
             return self._drained(empty_ns)
         except Exception as error:  # noqa: BLE001
             self._break(error)
-            return False
+            return math.inf
 
-    def _drained(self, empty_ns: int | None) -> bool:
+    def _drained(self, empty_ns: int | None) -> float:
         settled = True
         if time.monotonic() - self._lost_at < CALM_S:
             settled = not self.observer.doubts  # looked at again soon
@@ -378,19 +380,24 @@ class VolumeCapture:
             settled = self.observer.settle(empty_ns)
             if settled:
                 self._settle_gap()
-        if (
-            self.framer.pending
-            and not self.framer.is_packing  # full frames are on their way: the next may fill up too
-            and self.framer.oldest_pending_age() >= self._due_us()
-        ):
+        early_us = self._due_us() - self.framer.oldest_pending_age()
+        # While full frames are on their way the next may fill up too.
+        if self.framer.pending and not self.framer.is_packing and early_us <= 0:
             self._cut()
         else:
             if self._marks is not None:
-                self._marks.close_group(is_due=self.framer.oldest_pending_age() >= self._due_us())
+                self._marks.close_group(is_due=early_us <= 0)
             self._ship(self.framer.take())
         if self._marks is not None and not self.framer.pending and self.shipper.is_idle:
             self._marks.idle()
-        return not settled or self.framer.pending > 0 or self.framer.is_packing
+        if not settled or self.framer.is_packing:
+            return 0.0
+        if not self.framer.pending:
+            return math.inf
+        if not self.framer.changes_something:
+            return max(0.0, early_us / 1e6)
+        # A frame may be due earlier than it seems now: when those before it are safe.
+        return min(max(0.0, early_us / 1e6), self._drain.pace.linger_s if self._drain is not None else 0.0)
 
     def _due_us(self) -> float:
         """How old the oldest delta of an open frame may become before it is cut."""
@@ -399,7 +406,8 @@ class VolumeCapture:
         if not self.framer.changes_something:
             return MARKS_LINGER_S * 1e6
         unsafe = self.framer.tip.position.sequence - self.durability.safe().sequence
-        linger_s = self._drain.linger_s if unsafe < FEW_FRAMES else self._drain.linger_most_s
+        pace = self._drain.pace
+        linger_s = pace.linger_s if unsafe < FEW_FRAMES else pace.linger_most_s
         return linger_s * 1e6
 
     def lost(self, inodes: frozenset[int] | None) -> None:
@@ -591,6 +599,10 @@ class VolumeCapture:
         return stored.sequence, self.durability.spooled > stored
 
     def close(self) -> None:
+        """May be called again, as by who begins anew and fails: descriptors may be somebody else's by then."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         if self._watch is not None:
             self._watch.close()
         if self._marks is not None:
