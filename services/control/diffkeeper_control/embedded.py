@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import structlog
 
-from diffkeeper import atomic_files, nats_server, pins, topology
+from diffkeeper import atomic_files, nats_server, network_namespaces, pins, topology
 from diffkeeper import settings as daemon_settings
 from diffkeeper.domain import errors
 from diffkeeper_control import deployment, processes, settings
@@ -299,13 +299,13 @@ class Embedded:
         deployment.save(self.layout, self.note)
 
     def _clients(self, session: aiohttp.ClientSession, site: str) -> SiteClients:
-        ports = self.note.sites[site]
+        at = self.note.sites[site]
         return SiteClients(
             site,
             session,
             token=self.token,
-            agent=settings.address(ports.agent_port),
-            replicator=settings.address(ports.replicator_port),
+            agent=settings.agent_address(at),
+            replicator=settings.replicator_address(at),
             brokers=settings.broker_urls(self.note, site),
             secret=self.secret,
         )
@@ -320,7 +320,8 @@ class Embedded:
             path = self.layout.settings(site, role)
             atomic_files.write_json(path, write(self.layout, self.note, site))
             argv = [sys.executable, "-m", MODULES[role], "--config", str(path)]
-            return processes.spawn(argv, self.layout.log(site, role))
+            netns = self.note.sites[site].netns
+            return processes.spawn(network_namespaces.inside(netns, argv), self.layout.log(site, role))
 
         async def works() -> bool:
             try:
