@@ -28,8 +28,9 @@ HEARTBEAT_S = 1.0
 _SILENT_BEATS = 3
 _INACTIVE_S = 30
 _RETRY_S = 0.2
-# How often a reader of a mirror asks whether it stands still; twice in a row decides.
-_SOURCE_CHECK_S = 1.0
+# How often a reader of a mirror that hears nothing asks whether it stands still; the same answer twice decides.
+_SOURCE_CHECK_S = 0.5
+_SOURCE_TIMEOUT_S = 1.0
 _NS = 1_000_000_000
 _JS_NO_MESSAGE = 10037
 
@@ -125,13 +126,12 @@ async def get_elsewhere(
 
 
 class Reader:
-    """One reading of one stream, across sessions, and across the two places where a mirrored stream can be
-    read.
+    """One reading of one stream, across sessions, and across the places where a mirrored stream can be read.
 
     A mirror that lost its origin looks for it again only after 10 s, and after an outage up to 150 s later
-    (nats-server 2.15). Barriers at level ``remote`` must not wait for that: while the origin answers and the
-    mirror stands still behind it, messages are read from the origin's own stream. They stand there at the
-    same places.
+    (nats-server 2.15). Barriers at level ``remote`` must not wait for that: while the mirror stands still, messages
+    are read from the origin's own stream. And a mirror whose origin died may never have got what another site's
+    mirror has: while the origin does not answer, they are read from there. They stand at the same places in all.
     """
 
     def __init__(
@@ -209,33 +209,40 @@ class Reader:
         """End the inbox when messages are better read elsewhere."""
         if self._origin.site == self._site:
             return
-        stood_still = 0
+        better: str | None = None
         while True:
-            before = self._following
+            before, seen_before = self._following, better
             await asyncio.sleep(_SOURCE_CHECK_S)
-            try:
-                stood_still = stood_still + 1 if await self._is_misplaced(before) else 0
-            except (errors.Transient, errors.Refused):
-                stood_still = 0
-            if stood_still == 2:
-                self._source = self._origin.site if self._source == self._site else self._site
+            better = await self._better_source(before)
+            if better is not None and better == seen_before:
+                self._source = better
                 inbox.end()
                 return
 
-    async def _is_misplaced(self, before: int) -> bool:
-        """Whether the mirror stands still behind its origin while it is read, or is as far as
-        a reader of the origin.
+    async def _better_source(self, before: int) -> str | None:
+        """Where to read instead: at home, once the mirror there is as far as this reader; and while nothing comes that
+        ought to, at a site that has it.
         """
-        if self._source != self._site:
-            return await self._end(self._site) >= self._following - 1
-        if self._following != before or await self._end(self._site) >= self._following:
-            return False
-        return await self._end(self._origin.site) >= self._following
-
-    async def _end(self, site: str) -> int:
-        info = await self._connection.api(
-            f"{nats_streams.api_prefix(site)}.STREAM.INFO.{self._origin.stream}", timeout_s=_SOURCE_CHECK_S
+        if self._source != self._site and (await self._end(self._site) or 0) >= self._following - 1:
+            return self._site
+        if self._following != before or (await self._end(self._source) or 0) >= self._following:
+            return None
+        end = await self._end(self._origin.site)
+        if end is not None:
+            return self._origin.site if end >= self._following else None
+        others = [site for site in self._holders if site not in (self._origin.site, self._source)]
+        ends = await asyncio.gather(*(self._end(site) for site in others))
+        return next(
+            (site for site, end in zip(others, ends, strict=True) if (end or 0) >= self._following), None
         )
+
+    async def _end(self, site: str) -> int | None:
+        """The last message that a site's copy holds; None when it does not say, or has no copy."""
+        subject = f"{nats_streams.api_prefix(site)}.STREAM.INFO.{self._origin.stream}"
+        try:
+            info = await self._connection.api(subject, timeout_s=_SOURCE_TIMEOUT_S)
+        except (errors.Transient, errors.Refused, errors.NotFound):
+            return None
         return int(info["state"]["last_seq"])
 
 
