@@ -1,9 +1,8 @@
-"""Rounds of faults against three sites with leases, on a network of their own: ``make chaos``, ``make chaos SEED=17 ROUNDS=20``; ``FAULTS=deaf,mute`` draws
-only among these.
+"""Rounds of faults against three sites with leases, on a network of their own: ``make chaos``, ``make chaos SEED=17 ROUNDS=20``.
 
-A program writes at level ``remote`` all the time. Each round injects one fault, waits until everything is well and
-acknowledged again, and gives one row. At the end the checker judges the histories, every site's directory must be the
-leader's to the byte, and the chains are verified.
+``FAULTS=deaf,mute`` draws only among these. A program writes at level ``remote`` all the time. Each round injects one fault,
+waits until everything is well and acknowledged again, and gives one row. At the end the checker judges the histories, every
+site's directory must be the leader's to the byte, and the chains are verified.
 """
 
 from __future__ import annotations
