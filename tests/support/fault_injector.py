@@ -22,6 +22,7 @@ from diffkeeper_control import processes
 # Services that control starts again by itself.
 SERVICES = ("agent", "replicator", "nats", "link")
 SLOW_KBIT_PER_S = 512
+START_S = 150.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,15 @@ class Injector:
     async def _kill_site(self, site: str, fault: Fault, chance: random.Random) -> None:
         await self._deployment.post(f"/v1/sites/{site}/stop", {"kill": True})
         await asyncio.sleep(fault.hold_s)
-        await self._deployment.post(f"/v1/sites/{site}/start", timeout_s=120.0)
+        await until(lambda: self._is_started(site), bool, f"{site} is started again", START_S)
+
+    async def _is_started(self, site: str) -> bool:
+        """On a busy machine a service may need longer than control waits for it; then it is asked again."""
+        try:
+            await self._deployment.post(f"/v1/sites/{site}/start", timeout_s=START_S)
+        except errors.Transient:
+            return False
+        return True
 
     async def _pause_site(self, site: str, fault: Fault, chance: random.Random) -> None:
         await self._paused(await self._all_of(site), fault.hold_s)
