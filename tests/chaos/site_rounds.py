@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support import record_checker, site_networks
+from tests.support import record_checker, site_networks, small_disks
 from tests.support.deployments import Deployment, until
 from tests.support.fault_injector import Fault, Injector, is_whole
 
@@ -34,6 +34,7 @@ TTL_MS = 2500
 RECOVER_S = 150.0
 ROUNDS, LONGEST_S = 12, 12.0
 MORE = 20
+DISK_BYTES = 192 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +55,27 @@ class Rounds:
         self.histories = deployment.base / "histories"
         self.rows: list[Row] = []
 
-    async def begin(self) -> None:
+    async def begin(self, small_disk: contextlib.ExitStack | None = None) -> None:
+        """With ``small_disk``, which unmounts it, one site lies on a disk that can be filled."""
         self.histories.mkdir()
         data = self.deployment.base / "data"
         data.mkdir()
         await self.deployment.up(",".join(SITES))
+        if small_disk is not None:
+            await self._move_to_small_disk(SITES[-1], small_disk)
         argv = [sys.executable, str(WRITER), "{path}", str(self.histories)]
         await self.deployment.run(VOLUME, "east", data, argv)
         await self._goes_on()
+
+    async def _move_to_small_disk(self, site: str, mounts: contextlib.ExitStack) -> None:
+        folder = self.deployment.dir / "sites" / site
+        await self.deployment.post(f"/v1/sites/{site}/stop")
+        aside = folder.rename(folder.with_name(f"{site}.aside"))
+        mounts.enter_context(small_disks.mounted(folder, DISK_BYTES))
+        shutil.copytree(aside, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.sock"))
+        shutil.rmtree(aside)
+        await self.deployment.post(f"/v1/sites/{site}/start", timeout_s=RECOVER_S)
+        self.injector.disks[site] = folder
 
     async def round(self, fault: Fault) -> None:
         before = (await self.deployment.volume(VOLUME))["leader"]
@@ -149,14 +163,14 @@ def _within(row: Row, operations: Sequence[record_checker.Operation]) -> int:
 
 
 @contextlib.asynccontextmanager
-async def running(base: Path) -> AsyncIterator[Rounds]:
+async def running(base: Path, *, small_disk: bool = False) -> AsyncIterator[Rounds]:
     """Three sites, their network, and the program; nothing of it stays."""
-    with site_networks.made(SITES) as network:
+    with contextlib.ExitStack() as mounts, site_networks.made(SITES) as network:
         deployment = Deployment(base)
         deployment.told = ["--auto-failover", "--lease-ttl-ms", str(TTL_MS), *network.told]
         rounds = Rounds(deployment, network)
         try:
-            await rounds.begin()
+            await rounds.begin(mounts if small_disk else None)
             yield rounds
         finally:
             rounds.injector.mend()
@@ -165,7 +179,7 @@ async def running(base: Path) -> AsyncIterator[Rounds]:
 
 async def suite(seed: int, count: int, among: Sequence[str], base: Path) -> list[str]:
     chance = random.Random(seed)
-    async with running(base) as rounds:
+    async with running(base, small_disk=True) as rounds:
         faults = [rounds.injector.draw(chance, LONGEST_S, among) for _ in range(count)]
         wrong: list[str] = []
         try:

@@ -6,11 +6,13 @@ Whom a fault hits is said by role (``leader``, ``follower``), so that the same s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tests.support.deployments import Deployment, until
@@ -43,6 +45,8 @@ class Injector:
         self._deployment = deployment
         self._network = network
         self._volume = volume
+        # The small disks that some sites lie on, which only those faults can fill.
+        self.disks: dict[str, Path] = {}
         self.ways: dict[str, Callable[[str, Fault, random.Random], Awaitable[None]]] = {
             "kill-agent": self._kill_service,
             "kill-replicator": self._kill_service,
@@ -58,12 +62,14 @@ class Injector:
             "mute": self._mute,
             "flapping": self._flapping,
             "slow": self._slow,
+            "fill-disk": self._fill_disk,
             "flip-bits": self._flip_bits,
             "two-failovers": self._two_failovers,
         }
 
     def draw(self, chance: random.Random, longest_s: float, among: Sequence[str] = ()) -> Fault:
-        name = chance.choice(sorted(among or self.ways))
+        ways = [name for name in among or self.ways if name != "fill-disk" or self.disks]
+        name = chance.choice(sorted(ways))
         whom = chance.choice(["leader", "leader", "follower"])
         return Fault(name, whom, chance.uniform(1.0, longest_s), chance.randrange(1 << 32))
 
@@ -175,6 +181,22 @@ class Injector:
         self._network.heal_all()
 
     # Disks.
+
+    async def _fill_disk(self, site: str, fault: Fault, chance: random.Random) -> None:
+        """Nothing more can be written at the site that lies on a small disk, whatever its role is, until there is room again."""
+        disk = self.disks[chance.choice(sorted(self.disks))]
+        ballast = disk / "ballast"
+        with ballast.open("wb") as file:
+            end = asyncio.get_running_loop().time() + fault.hold_s
+            # What others free meanwhile is taken as well.
+            while asyncio.get_running_loop().time() < end:
+                free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+                with contextlib.suppress(OSError):
+                    if free:
+                        os.posix_fallocate(file.fileno(), file.tell(), free)
+                        file.seek(free, os.SEEK_CUR)
+                await asyncio.sleep(0.05)
+        ballast.unlink()
 
     async def _flip_bits(self, site: str, fault: Fault, chance: random.Random) -> None:
         """Rot in a block of one of its streams, found by the broker when it starts again."""

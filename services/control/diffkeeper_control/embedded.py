@@ -157,6 +157,14 @@ class Embedded:
                 await self._start_broker(site, role, patient=True)
         return aside
 
+    async def restart_broker(self, site: str, role: str) -> None:
+        """In order; nothing to do for one that was stopped on purpose meanwhile."""
+        async with self._changing[site]:
+            if self.is_stopped(site) or deployment.broker(self.note, site, role).stopped:
+                return
+            await self.children[site][role].stop()
+            await self._start_broker(site, role, patient=True)
+
     def nodes(self, site: str) -> dict[str, str]:
         """The site's own brokers: role by node name, without those that were stopped on purpose."""
         return {
