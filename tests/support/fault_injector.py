@@ -25,6 +25,7 @@ from diffkeeper_control import processes
 SERVICES = ("agent", "replicator", "nats", "link")
 SLOW_KBIT_PER_S = 512
 START_S = 150.0
+SMALL_DISK = "small disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Fault:
     """``name`` is one of ``Injector.ways``; ``chance`` seeds what is drawn within it."""
 
     name: str
-    whom: str  # leader or follower
+    whom: str  # leader, follower or small disk
     hold_s: float
     chance: int
 
@@ -64,13 +65,14 @@ class Injector:
             "slow": self._slow,
             "fill-disk": self._fill_disk,
             "flip-bits": self._flip_bits,
+            "planned-move": self._planned_move,
             "two-failovers": self._two_failovers,
         }
 
     def draw(self, chance: random.Random, longest_s: float, among: Sequence[str] = ()) -> Fault:
         ways = [name for name in among or self.ways if name != "fill-disk" or self.disks]
         name = chance.choice(sorted(ways))
-        whom = chance.choice(["leader", "leader", "follower"])
+        whom = SMALL_DISK if name == "fill-disk" else chance.choice(["leader", "leader", "follower"])
         return Fault(name, whom, chance.uniform(1.0, longest_s), chance.randrange(1 << 32))
 
     async def inject(self, fault: Fault) -> str:
@@ -87,6 +89,8 @@ class Injector:
             os.kill(pid, signal.SIGCONT)
 
     async def _site(self, whom: str, chance: random.Random) -> str:
+        if whom == SMALL_DISK:
+            return chance.choice(sorted(self.disks))
         leader = str((await self._deployment.volume(self._volume))["leader"])
         return leader if whom == "leader" else chance.choice(self._others(leader))
 
@@ -183,8 +187,8 @@ class Injector:
     # Disks.
 
     async def _fill_disk(self, site: str, fault: Fault, chance: random.Random) -> None:
-        """Nothing more can be written at the site that lies on a small disk, whatever its role is, until there is room again."""
-        disk = self.disks[chance.choice(sorted(self.disks))]
+        """Nothing more can be written at the site until there is room again."""
+        disk = self.disks[site]
         ballast = disk / "ballast"
         with ballast.open("wb") as file:
             end = asyncio.get_running_loop().time() + fault.hold_s
@@ -212,6 +216,12 @@ class Injector:
         await asyncio.sleep(fault.hold_s)
 
     # Operators.
+
+    async def _planned_move(self, site: str, fault: Fault, chance: random.Random) -> None:
+        to = chance.choice(self._others(await self._site("leader", chance)))
+        # Refused where the target is not ready for it, and then nothing has changed.
+        with contextlib.suppress(errors.Refused):
+            await self._deployment.post(f"/v1/volumes/{self._volume}/failover?wait_s=60", {"to": to}, 120.0)
 
     async def _two_failovers(self, site: str, fault: Fault, chance: random.Random) -> None:
         """The leader is cut off, and two operators force the volume to two sites at once; one at most is obeyed."""

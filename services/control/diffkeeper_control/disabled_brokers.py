@@ -1,8 +1,9 @@
-"""Starts brokers again that run and store nothing any more.
+"""Starts brokers again that run and store nothing any more, for their disk was full.
 
-nats-server (2.15, *measured*) disables JetStream for good at the first write for which its disk has no room, and goes on
-to serve everything else. Nothing is lost by that: what it did not store it did not acknowledge. It stores again only after a
-new start, which is of use only once there is room.
+nats-server (2.15, *measured*) disables JetStream for good at the first write of a mirror or of Raft for which its disk has no
+room; and a stream that could not store a message that was published to it refuses every later one. All the rest goes on to
+be served. Nothing is lost by that: what it did not store it did not acknowledge. It stores again only after a new start, which is of
+use only once there is room.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ PAGE_TIMEOUT_S = 2.0
 LOOKS = 3
 # The largest frames of several volumes, and what a start itself writes.
 ROOM_BYTES = 32 * 1024 * 1024
-# What the health page says then.
+# With less, writes may have failed: a start too many costs a second, a stream that refuses everything its site.
+FULL_BYTES = 1024 * 1024
+# What the health page says where JetStream is disabled.
 _DISABLED = "10076"
 
 _log = structlog.get_logger("disabled-brokers")
@@ -32,30 +35,42 @@ class DisabledBrokers:
     def __init__(self, embedded: Embedded, session: aiohttp.ClientSession) -> None:
         self._embedded = embedded
         self._session = session
-        # How many looks in a row each broker was seen so, by site and role.
-        self._seen: Counter[tuple[str, str]] = Counter()
+        # By site and role: how many looks in a row JetStream was disabled, and whose disk was full since the last start.
+        self._disabled: Counter[tuple[str, str]] = Counter()
+        self._full: set[tuple[str, str]] = set()
 
     def troubles(self, site: str) -> list[str]:
         """For the status of the site."""
         return [
-            f"{self._embedded.node_of(site, role)} stores nothing: its disk was full; it starts again once "
+            f"{self._embedded.node_of(site, role)} may store nothing: its disk was full; it starts again once "
             f"{ROOM_BYTES // 1024 // 1024} MiB are free"
-            for (known, role), looks in sorted(self._seen.items())
-            if known == site and looks >= LOOKS
+            for known, role in sorted(self._spoilt())
+            if known == site
         ]
 
     async def look(self, site: str) -> None:
         for role, child in self._embedded.children[site].items():
             if self._embedded.node_of(site, role) is None:
                 continue
-            if not child.is_running() or not await self._is_disabled(site, role):
-                del self._seen[site, role]
+            if not child.is_running():
+                self._forget(site, role)
                 continue
-            self._seen[site, role] += 1
-            if self._seen[site, role] >= LOOKS and self._has_room(site, role):
+            room = self._room_bytes(site, role)
+            if room < FULL_BYTES:
+                self._full.add((site, role))
+            disabled = await self._is_disabled(site, role)
+            self._disabled[site, role] = self._disabled[site, role] + 1 if disabled else 0
+            if (site, role) in self._spoilt() and room >= ROOM_BYTES:
                 _log.warning("a broker whose disk was full is started again", site=site, child=role)
                 await self._embedded.restart_broker(site, role)
-                del self._seen[site, role]
+                self._forget(site, role)
+
+    def _spoilt(self) -> set[tuple[str, str]]:
+        return self._full | {broker for broker, looks in self._disabled.items() if looks >= LOOKS}
+
+    def _forget(self, site: str, role: str) -> None:
+        self._full.discard((site, role))
+        del self._disabled[site, role]
 
     async def _is_disabled(self, site: str, role: str) -> bool:
         url = self._embedded.server_config(site, role).monitor_url + PAGE
@@ -66,6 +81,6 @@ class DisabledBrokers:
             return False  # the site's state says which process is not well
         return isinstance(page, dict) and _DISABLED in str(page.get("error", ""))
 
-    def _has_room(self, site: str, role: str) -> bool:
+    def _room_bytes(self, site: str, role: str) -> int:
         disk = os.statvfs(self._embedded.server_config(site, role).dir)
-        return disk.f_bavail * disk.f_frsize >= ROOM_BYTES
+        return disk.f_bavail * disk.f_frsize
