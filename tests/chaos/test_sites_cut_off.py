@@ -1,5 +1,5 @@
-"""FAULTS 6, 15, 16, 18: three sites with leases on a network of their own; cables are cut whole, one way and again and
-again, a site is paused, another killed, a disk is full, and two operators want two leaders. One writer at a time, and
+"""FAULTS 15, 16, 18: three sites with leases on a network of their own; cables are cut whole, one way and again and
+again, a site is paused, another killed, and two operators want two leaders. One writer at a time, and
 nothing acknowledged is lost.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.chaos import site_rounds
-from tests.support.fault_injector import SMALL_DISK, Fault
+from tests.support.fault_injector import Fault
 
 pytestmark = [pytest.mark.disaster, pytest.mark.bpf, pytest.mark.timeout(600)]
 
@@ -23,7 +23,6 @@ WAYS = {
     "flapping": "leader",
     "pause-site": "leader",
     "kill-site": "follower",
-    "fill-disk": SMALL_DISK,
     "two-failovers": "leader",
 }
 
@@ -40,7 +39,7 @@ async def test_whatever_cables_are_cut_there_is_one_writer_and_nothing_acknowled
         Fault(name, whom, chance.uniform(1.0, 8.0), chance.randrange(1 << 32))
         for name, whom in chance.sample(sorted(WAYS.items()), len(WAYS))
     ]
-    async with site_rounds.running(tmp_path, small_disk=True) as rounds:
+    async with site_rounds.running(tmp_path) as rounds:
         for fault in faults:
             await rounds.round(fault)
         wrong = await rounds.judge()

@@ -53,7 +53,7 @@ class NodeCare:
         self._embedded = embedded
         self._session = session
         self._sites = {site: _Site() for site in embedded.sites}
-        self._disabled = DisabledBrokers(embedded, session)
+        self._disabled = DisabledBrokers(embedded)
 
     async def run(self) -> None:
         while True:
