@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # The build hook compiles these; a change must compile them again.
 BPF_SOURCES := $(wildcard services/capture/diffkeeper_capture/bpf/*.[ch] services/capture/diffkeeper_capture/native/*.c)
 
-.PHONY: help demo test check format bench soak clean
+.PHONY: help demo test check format bench soak chaos clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make format  let ruff lay out the code"
 	@echo "make bench   capture, lag and failover, measured against their own baselines"
 	@echo "make soak    every way of writing mixed from a seed, as root (SEED=, MINUTES=10, TRACE=1)"
+	@echo "make chaos   faults drawn from a seed against three sites on a network of their own, as root (SEED=, ROUNDS=12, FAULTS=)"
 	@echo "make clean   remove what was built"
 
 $(STAMP): pyproject.toml $(wildcard build_bpf.py) $(BPF_SOURCES)
@@ -50,6 +51,9 @@ bench: $(STAMP)
 
 soak: $(STAMP)
 	@$(BIN)/python -m tests.bpf.soak
+
+chaos: $(STAMP)
+	@$(BIN)/python -m tests.chaos.site_rounds
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -41,6 +41,8 @@ class ServerConfig:
     max_file_store_bytes: int | None = None  # None: three quarters of the free disk, as nats-server has it
     max_memory_store_bytes: int = 64 * 1024 * 1024
     host: str = "127.0.0.1"
+    # The network namespace it is started in; None: that of its starter.
+    netns: str | None = None
     # Tells servers of one site apart; the site's name where it has but one.
     node: str | None = None
     # The JetStream domain; None: the site's own.

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from diffkeeper import network_namespaces
 from diffkeeper.domain import errors, limits
 from diffkeeper.nats_config import USER as USER
 from diffkeeper.nats_config import ServerConfig as ServerConfig
@@ -247,8 +248,8 @@ def _spawn(config: ServerConfig) -> int:
         (os.POSIX_SPAWN_OPEN, 1, str(config.log_path), os.O_WRONLY | os.O_APPEND, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    argv = [binary, "-c", str(config.config_path)]
-    return os.posix_spawn(binary, argv, os.environ, file_actions=files, setsid=True)
+    argv = network_namespaces.inside(config.netns, [binary, "-c", str(config.config_path)])
+    return os.posix_spawn(argv[0], argv, os.environ, file_actions=files, setsid=True)
 
 
 def check_fitness(config: ServerConfig, varz: dict[str, Any]) -> None:

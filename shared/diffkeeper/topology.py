@@ -30,6 +30,7 @@ class Place:
     leaf_port: int
     route_port: int
     host: str = "127.0.0.1"
+    netns: str | None = None
 
     @property
     def leaf_address(self) -> str:
@@ -76,6 +77,7 @@ def node_config(places: Mapping[str, SitePlaces], site: str, node: str, secret: 
         leaf_port=place.leaf_port,
         leaf_remotes=_leaf_remotes(places, site, node),
         host=place.host,
+        netns=place.netns,
         node=node,
         cluster=site if clustered else None,
         route_port=place.route_port if clustered else None,
@@ -98,6 +100,7 @@ def link_config(places: Mapping[str, SitePlaces], site: str, secret: str) -> Ser
         secret,
         leaf_port=place.leaf_port,
         host=place.host,
+        netns=place.netns,
         node=f"link-{site}",
         domain=LINK_DOMAIN,
         cluster=LINK_DOMAIN,

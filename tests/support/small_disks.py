@@ -14,11 +14,11 @@ SIZE_BYTES = 2 * 1024 * 1024
 
 
 @contextlib.contextmanager
-def mounted(where: Path) -> Iterator[Path]:
+def mounted(where: Path, size_bytes: int = SIZE_BYTES) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
-    where.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE_BYTES}", "none", str(where)], check=True)
+    where.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "none", str(where)], check=True)
     try:
         yield where
     finally:

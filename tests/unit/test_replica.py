@@ -180,6 +180,30 @@ async def test_after_a_promise_nothing_older_is_taken_or_confirmed_but_a_catch_u
             await west.replica.put_role(follow(link("east", 1)))
 
 
+async def test_a_site_that_promised_before_it_had_the_end_of_the_old_reign_takes_it_once_the_chain_names_it(
+    tmp_path: Path,
+) -> None:
+    async with sites(tmp_path, "east", "west", "north") as (east, west, north):
+        leader = await _followed(east, west)
+        await north.replica.put_role(follow(link("east", 1)))
+        await applied(north, leader.frames[0])
+        # Both promise; only the one that is asked for a catch-up gets what comes late.
+        await west.replica.promise(2)
+        await north.replica.promise(2)
+        late = await leader.publish(write(2, 0, b"late"))
+        beyond = await leader.publish(write(2, 0, b"beyond"))
+        await west.replica.catch_up(late.position, 5)
+        tip = frames.Tip(late.position, late.hash)
+        assert north.replica.status()["journalled"] == str(leader.frames[0].position)
+
+        await north.replica.put_role(follow(link("east", 1), link("west", 2, tip)))
+        reign = Leader(west.log, tip, epoch=2)
+        await applied(north, await reign.publish(write(2, 0, b"anew")))
+        assert (north.path / "data").read_bytes().startswith(b"anew")
+        assert beyond.position > late.position, "what the chain left behind was there to be taken"
+        await proven(north)
+
+
 @pytest.mark.parametrize("told", [True, False])
 async def test_a_planned_handover_is_followed_by_the_old_leader_and_by_a_third_site(
     tmp_path: Path, told: bool

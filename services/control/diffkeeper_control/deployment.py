@@ -131,6 +131,9 @@ class Site(msgspec.Struct, kw_only=True):
     link: Broker | None = None
     replicator_port: int
     agent_port: int
+    # Where all of its processes listen, and the network namespace they are in; None: that of control.
+    address: str = HOST
+    netns: str | None = None
     stopped: bool = False
     processes: dict[str, Process] = {}
 
@@ -317,15 +320,20 @@ def places(layout: Layout, note: Deployment) -> dict[str, topology.SitePlaces]:
     """Where each broker of the deployment is, for ``topology``."""
     return {
         name: topology.SitePlaces(
-            {node: _place(layout.nats(name, node_role(name, node)), at) for node, at in site.nodes.items()},
-            _place(layout.nats(name, LINK), site.link) if site.link is not None else None,
+            {
+                node: _place(layout.nats(name, node_role(name, node)), site, at)
+                for node, at in site.nodes.items()
+            },
+            _place(layout.nats(name, LINK), site, site.link) if site.link is not None else None,
         )
         for name, site in note.sites.items()
     }
 
 
-def _place(directory: Path, at: Broker) -> topology.Place:
-    return topology.Place(directory, at.client_port, at.monitor_port, at.leaf_port, at.route_port, HOST)
+def _place(directory: Path, site: Site, at: Broker) -> topology.Place:
+    return topology.Place(
+        directory, at.client_port, at.monitor_port, at.leaf_port, at.route_port, site.address, site.netns
+    )
 
 
 LINK = "link"

@@ -67,16 +67,20 @@ class DoorKeeper:
             return
         await self._ensure_started(patient=False)
         self._opened_at[volume.name] = time.monotonic()
-        self._take(await self._put(volume.name, door_orders.opened(volume, HOST), 10.0))
+        self._take(await self._put(volume.name, door_orders.opened(volume, self._host(volume)), 10.0))
 
     async def lead(self, volume: Volume) -> None:
         """``open`` within a move: what fails is made good later."""
         if door_orders.is_wanted(volume):
-            await self._try(volume.name, self._put(volume.name, door_orders.opened(volume, HOST)))
+            await self._try(
+                volume.name, self._put(volume.name, door_orders.opened(volume, self._host(volume)))
+            )
 
     async def hold(self, volume: Volume, *, cut: bool = False) -> None:
         if door_orders.is_wanted(volume):
-            await self._try(volume.name, self._put(volume.name, door_orders.held(volume, HOST, cut=cut)))
+            await self._try(
+                volume.name, self._put(volume.name, door_orders.held(volume, self._host(volume), cut=cut))
+            )
 
     async def drain(self, volume: Volume) -> dict[str, Any]:
         """Hold, and wait until what is under way has ended; what the door says of it."""
@@ -118,7 +122,7 @@ class DoorKeeper:
         for volume in self._registry.all():
             known = self._statuses.get(volume.name)
             settled = volume.operation is None and door_orders.is_wanted(volume)
-            if settled and not door_orders.is_met(volume, HOST, known):
+            if settled and not door_orders.is_met(volume, self._host(volume), known):
                 await self.lead(volume)
 
     def _is_left_over(self, name: str) -> bool:
@@ -168,6 +172,10 @@ class DoorKeeper:
                 for stray in processes.with_argument(self._mark()):
                     await processes.stop(stray, STOP_GRACE_S)
                 await self._child.start(patient=patient)
+
+    def _host(self, volume: Volume) -> str:
+        """Where the programs of the volume's leader are found."""
+        return self._embedded.note.sites[volume.leader].address
 
     def _mark(self) -> str:
         return f"--token-file={self._embedded.layout.token}"

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import structlog
 
-from diffkeeper import atomic_files, nats_server, pins, topology
+from diffkeeper import atomic_files, nats_server, network_namespaces, pins, topology
 from diffkeeper import settings as daemon_settings
 from diffkeeper.domain import errors
 from diffkeeper_control import deployment, processes, settings
@@ -156,6 +156,14 @@ class Embedded:
             if not self.is_stopped(site):
                 await self._start_broker(site, role, patient=True)
         return aside
+
+    async def restart_broker(self, site: str, role: str) -> None:
+        """In order; nothing to do for one that was stopped on purpose meanwhile."""
+        async with self._changing[site]:
+            if self.is_stopped(site) or deployment.broker(self.note, site, role).stopped:
+                return
+            await self.children[site][role].stop()
+            await self._start_broker(site, role, patient=True)
 
     def nodes(self, site: str) -> dict[str, str]:
         """The site's own brokers: role by node name, without those that were stopped on purpose."""
@@ -302,13 +310,13 @@ class Embedded:
         deployment.save(self.layout, self.note)
 
     def _clients(self, session: aiohttp.ClientSession, site: str) -> SiteClients:
-        ports = self.note.sites[site]
+        at = self.note.sites[site]
         return SiteClients(
             site,
             session,
             token=self.token,
-            agent=settings.address(ports.agent_port),
-            replicator=settings.address(ports.replicator_port),
+            agent=settings.agent_address(at),
+            replicator=settings.replicator_address(at),
             brokers=settings.broker_urls(self.note, site),
             secret=self.secret,
         )
@@ -323,7 +331,8 @@ class Embedded:
             path = self.layout.settings(site, role)
             atomic_files.write_json(path, write(self.layout, self.note, site))
             argv = [sys.executable, "-m", MODULES[role], "--config", str(path)]
-            return processes.spawn(argv, self.layout.log(site, role))
+            netns = self.note.sites[site].netns
+            return processes.spawn(network_namespaces.inside(netns, argv), self.layout.log(site, role))
 
         async def works() -> bool:
             try:

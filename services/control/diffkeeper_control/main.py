@@ -17,7 +17,7 @@ from pathlib import Path
 from diffkeeper import http, nats_server
 from diffkeeper.domain import errors, leases
 from diffkeeper.service import Scope, run_service
-from diffkeeper_control import deployment, settings, sites, storage_api, storage_notes
+from diffkeeper_control import deployment, settings, site_addresses, sites, storage_api, storage_notes
 from diffkeeper_control.api import Api
 from diffkeeper_control.deployment import HOST, Control, Deployment, DirLock, Layout
 from diffkeeper_control.embedded import Embedded
@@ -37,6 +37,7 @@ class Wanted:
     lease_ttl_ms: int | None
     storage_nodes: int | None
     parity: str | None
+    addresses: list[str]
 
 
 def main() -> None:
@@ -49,6 +50,7 @@ def main() -> None:
         options.lease_ttl_ms,
         options.storage_nodes,
         options.parity,
+        options.site_address,
     )
 
     async def serve(scope: Scope) -> None:
@@ -80,6 +82,13 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--storage-nodes", type=int, metavar="N", help="none; more than before adds some")
     parser.add_argument("--parity", metavar="K+M", help="data and parity shards, such as 2+8")
+    parser.add_argument(
+        "--site-address",
+        action="append",
+        default=[],
+        metavar="SITE=ADDRESS[@NAMESPACE]",
+        help="where a site of a new deployment listens, and in which network namespace it runs; one for each site",
+    )
     return parser.parse_args()
 
 
@@ -127,10 +136,15 @@ def _open(layout: Layout, wanted: Wanted) -> Deployment:
     storage = storage_notes.wish(
         note.storage if note is not None else None, sites_wanted, wanted.storage_nodes, wanted.parity
     )
+    addresses = site_addresses.parse(wanted.addresses)
     if note is None:
+        site_addresses.check_sites(addresses, sites_wanted, storage)
         deployment.check_failover(wanted.auto_failover, wanted.lease_ttl_ms, len(sites_wanted))
         note = deployment.create(layout, sites_wanted, time.time_ns() // 1000, wanted.nodes or 1)
+        site_addresses.give(note, addresses)
     else:
+        site_addresses.check_same(note, addresses)
+        site_addresses.check_sites(site_addresses.of(note), note.sites, storage)
         deployment.check_same_sites(note, wanted.sites, wanted.nodes)
         deployment.check_failover(wanted.auto_failover, wanted.lease_ttl_ms, deployment.voters(note))
     if wanted.auto_failover is not None:

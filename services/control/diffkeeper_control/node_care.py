@@ -16,6 +16,7 @@ import structlog
 
 from diffkeeper.domain import errors, volumes
 from diffkeeper_control import stream_health
+from diffkeeper_control.disabled_brokers import DisabledBrokers
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.stream_health import Damage, Report, Verdict
 from diffkeeper_control.supervisor import ChildState
@@ -52,6 +53,7 @@ class NodeCare:
         self._embedded = embedded
         self._session = session
         self._sites = {site: _Site() for site in embedded.sites}
+        self._disabled = DisabledBrokers(embedded)
 
     async def run(self) -> None:
         while True:
@@ -67,10 +69,12 @@ class NodeCare:
         state = self._sites[site]
         filling = [f"{node} is being made whole" for node in sorted(state.joining)]
         standing = [f"{node} is behind" for node, looks in state.standing.items() if looks >= LOOKS]
-        return [damage.text() for damage in state.damages] + filling + standing
+        damages = [damage.text() for damage in state.damages]
+        return damages + filling + standing + self._disabled.troubles(site)
 
     async def look(self, site: str) -> None:
         """Ask every broker of a site, and do what follows."""
+        await self._disabled.look(site)
         state = self._sites[site]
         nodes = self._embedded.nodes(site)
         pages = await asyncio.gather(*(self._ask(site, role) for role in nodes.values()))

@@ -33,12 +33,17 @@ _FAMILY_OF_EXIT = {
 
 
 def arguments(
-    nodes: str | None = None, auto_failover: bool | None = None, lease_ttl_ms: int | None = None
+    nodes: str | None = None,
+    auto_failover: bool | None = None,
+    lease_ttl_ms: int | None = None,
+    addresses: Sequence[str] = (),
 ) -> list[str]:
     """What control is told about sites and failover; what is None is left as it is."""
     told = [] if auto_failover is None else ["--auto-failover" if auto_failover else "--no-auto-failover"]
     for flag, value in (("--nodes", nodes), ("--lease-ttl-ms", lease_ttl_ms)):
         told += [] if value is None else [flag, str(value)]
+    for address in addresses:
+        told += ["--site-address", address]
     return told
 
 

@@ -153,7 +153,7 @@ class Intake:
                 )
                 return
             reading = chains.Reading(reading.index, reading.link, end, False)
-        if self._is_held(reading.link, self.tip.position.next()):
+        if self._is_held(reading, self.tip.position.next()):
             await self._wait(f"nothing more of epoch {reading.link.epoch} is taken")
             return
         first = await self._subscriber.place_after(reading.link, self.tip.position)
@@ -178,14 +178,18 @@ class Intake:
             await self._compare(frame)
         elif isinstance(judgement, chains.Take):
             self._see(frame)
-            if self._is_held(reading.link, frame.position):
+            if self._is_held(reading, frame.position):
                 return False
             await self._take(frame)
         self._reading_trouble = None
         return reading.end is None or self.tip != reading.end
 
-    def _is_held(self, link: chains.Link, position: positions.Position) -> bool:
-        return self._replayer.is_log_bad or (link.epoch < self.promised and position > self.reach)
+    def _is_held(self, reading: chains.Reading, position: positions.Position) -> bool:
+        """A reign older than the promise is taken as far as somebody asked for, or as the chain says that it went: the
+        promise is about what nobody has decided on yet.
+        """
+        settled = self.reach if reading.end is None else max(self.reach, reading.end.position)
+        return self._replayer.is_log_bad or (reading.link.epoch < self.promised and position > settled)
 
     async def _take(self, frame: frames.Frame) -> None:
         while self._incoming_bytes > WAITING_MAX_BYTES:

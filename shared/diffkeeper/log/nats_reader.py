@@ -226,8 +226,6 @@ class Reader:
 
     async def _choose_source(self, inbox: _Inbox) -> None:
         """End the inbox when messages are better read elsewhere."""
-        if self._origin.site == self._site:
-            return
         stood_still = 0
         while True:
             before = self._following
@@ -246,6 +244,9 @@ class Reader:
         """Where to read from now on; None: where it is read now."""
         if mirror.end >= self._following:
             return self._site
+        if self._origin.site == self._site:
+            # Our own stream, which nobody else fills: others hold more only where a damaged disk has cut it off.
+            return None if stood_still < _STOOD_STILL else await self._another()
         if not mirror.is_silent:
             if self._source != self._site:
                 return self._site if mirror.end == self._following - 1 else None
@@ -254,6 +255,10 @@ class Reader:
         end = await self._end(self._origin.site)
         if end is not None:
             return self._origin.site if mirror.is_silent or end >= self._following else None
+        return await self._another()
+
+    async def _another(self) -> str | None:
+        """A site besides the origin whose copy has what is to be read next."""
         others = [site for site in self._holders if site not in (self._origin.site, self._source)]
         ends = await asyncio.gather(*(self._end(site) for site in others))
         return next(

@@ -51,6 +51,14 @@ PROCESS_COLUMNS = [
     help="Keep the log also as erasure-coded segments on so many nodes; more than before adds some.",
 )
 @click.option("--parity", metavar="K+M", help="Data and parity shards of a segment, such as 2+8; else by N.")
+@click.option(
+    "--site-address",
+    "addresses",
+    multiple=True,
+    metavar="SITE=ADDRESS[@NAMESPACE]",
+    help="Where a site of a new deployment listens, and the network namespace (ip netns) it runs in; one for each "
+    "site. Without, all of them share this machine's loopback address.",
+)
 @click.option("--detach", "-d", is_flag=True, help="Return once everything runs, and leave it running.")
 @options.timeout(60.0)
 @options.directory
@@ -64,6 +72,7 @@ def up(
     lease_ttl_ms: int | None,
     storage_nodes: int | None,
     parity: str | None,
+    addresses: tuple[str, ...],
     detach: bool,
     timeout_s: float,
     directory: Path,
@@ -74,7 +83,7 @@ def up(
     Each site gets its own nats-servers, capture agent and replicator; from three sites on, a link server too, which
     joins the sites and keeps the leases. Without --detach, Ctrl-C stops all of it in order.
     """
-    whole = [sites, nodes, auto_failover, lease_ttl_ms, storage_nodes, parity]
+    whole = [sites, nodes, auto_failover, lease_ttl_ms, storage_nodes, parity, addresses or None]
     if (site is not None) + (node is not None) + any(one is not None for one in whole) > 1:
         raise click.UsageError(
             "--site and --node exclude each other, and what is said of a whole deployment."
@@ -89,7 +98,7 @@ def up(
         _check_same_storage(directory, storage_nodes, parity)
         return _runs_already(running, sites, directory, form, detach=detach)
     log_start = daemon.log_size(directory)
-    told = daemon.arguments(nodes, auto_failover, lease_ttl_ms)
+    told = daemon.arguments(nodes, auto_failover, lease_ttl_ms, addresses)
     process = daemon.start(directory, sites, [*told, *storage_options(storage_nodes, parity)])
     # To be asked to end is the same as Ctrl-C: what was started is stopped in order.
     for number in (signal.SIGTERM, signal.SIGHUP):
