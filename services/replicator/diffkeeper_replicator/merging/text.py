@@ -112,10 +112,11 @@ class TextDocument(CausalDocument):
 
     def _told_once(self, origin: Origin) -> list[merger.Conflict]:
         """One word for a row of concurrent edits, not one for each key pressed."""
+        saw = origin.saw
         unseen = [
             (stamp, site)
             for site, stamp in self.seen.items()
-            if site != origin.site and not origin.knew(site, stamp)
+            if stamp > saw.get(site, 0) and site != origin.site
         ]
         if not unseen:
             return []
