@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="diffkeeper_replicator.merging.bench")
     parser.add_argument("--megabytes", type=int, default=5)
     parser.add_argument("--edits", type=int, default=100_000)
-    parser.add_argument("--json-edits", type=int, default=300)
+    parser.add_argument("--json-edits", type=int, default=60)
     given = parser.parse_args(argv)
     found = {"text": measure_text(given.megabytes, given.edits), "json": measure_json(given.json_edits)}
     print(json.dumps(found))  # noqa: T201 - this is what it is run for
