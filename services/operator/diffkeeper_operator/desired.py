@@ -109,7 +109,6 @@ def _named(sac: specs.Sac, api_version: str, kind: str, suffix: str, spec: Any) 
         "name": sac.name,
         "uid": sac.uid,
         "controller": True,
-        "blockOwnerDeletion": True,
     }
     metadata = {
         "name": f"{sac.name}{suffix}",
