@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Builds kube-apiserver, kube-controller-manager and kubectl 1.20.2 from the source package of Debian 12, with Debian's own
-# Go 1.19, and takes etcd from Debian: into DIRECTORY, once. About five minutes on two idle cores. No root, nothing is installed, and
+# Builds kube-apiserver and kube-controller-manager 1.20.2 from the source package of Debian 12, with Debian's own Go 1.19,
+# and takes etcd and kubectl from Debian as they are: into DIRECTORY, once. About five minutes on two idle cores. No root, nothing is installed, and
 # only the Debian archive is asked. It is Kubernetes's own code with two repairs for the newer Go, below; not an upstream build.
 # usage: build_api_server.sh DIRECTORY
 set -euo pipefail
 
 directory=$(realpath -m "$1")
-programs=(kube-apiserver kube-controller-manager kubectl)
+programs=(kube-apiserver kube-controller-manager)
+packaged=(etcd kubectl)
 version=v1.20.2
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
-complete() { for program in etcd "${programs[@]}"; do [ -x "$directory/$program" ] || return 1; done; }
+complete() { for program in "${packaged[@]}" "${programs[@]}"; do [ -x "$directory/$program" ] || return 1; done; }
 if complete; then exit 0; fi
 for tool in apt-get dpkg tar flock; do
     command -v "$tool" >/dev/null || { echo "$tool is not here: the API server is built from Debian's packages" >&2; exit 1; }
@@ -45,7 +46,8 @@ export APT_CONFIG=$work/apt.conf
 echo "fetching the sources of Kubernetes $version, and Go, from $mirror"
 apt-get -qq update
 cd "$work/debs"
-apt-get -qq download golang-1.19-go golang-1.19-src golang-github-modern-go-reflect2-dev etcd-server
+apt-get -qq download golang-1.19-go golang-1.19-src golang-github-modern-go-reflect2-dev \
+    etcd-server kubernetes-client
 apt-get -qq source --download-only kubernetes
 for package in *.deb; do dpkg -x "$package" "$work/root"; done
 tree=$work/go/src/k8s.io/kubernetes
@@ -89,4 +91,4 @@ for program in "${programs[@]}"; do
     go build -ldflags "$flags" -o "$work/$program" "./cmd/$program"
     mv "$work/$program" "$directory/$program"
 done
-install -m 755 "$work/root/usr/bin/etcd" "$directory/etcd"
+for program in "${packaged[@]}"; do install -m 755 "$work/root/usr/bin/$program" "$directory/$program"; done
