@@ -329,9 +329,7 @@ def operator(cluster: Cluster, folder: Path, **settings: Any) -> Iterator[Operat
     running.start()
     try:
         yield running
-    except BaseException:
-        print(running.log[-8000:])
-        raise
     finally:
         running.stop()
+        print(f"--- the operator said\n{running.log[-8000:]}")
         shutil.rmtree(folder, ignore_errors=True)

@@ -47,6 +47,8 @@ class Handlers:
         self._deleter = deleter
         self._worker = worker
         self._interval_s = interval_s
+        # What was told of each resource last: the same trouble is told once.
+        self._told: dict[Key, str] = {}
         self._wakes: defaultdict[Key, asyncio.Event] = defaultdict(asyncio.Event)
         self._register()
 
@@ -72,8 +74,9 @@ class Handlers:
             wake.clear()
             try:
                 await self._reconciler.step(*key)
+                self._told.pop(key, None)
             except errors.DiffKeeperError as error:
-                _tell("a step failed", key, error)
+                self._tell("a step failed", key, error)
             await _either(wake, self._interval_s)
         self._wakes.pop(key, None)
 
@@ -82,7 +85,12 @@ class Handlers:
         try:
             await self._reconciler.verify(*key)
         except errors.DiffKeeperError as error:
-            _tell("a verification failed", key, error)
+            self._tell("a verification failed", key, error)
+
+    def _tell(self, what: str, key: Key, error: errors.DiffKeeperError) -> None:
+        if self._told.get(key) != error.message:
+            self._told[key] = error.message
+            _log.warning(what, namespace=key[0], name=key[1], reason=error.reason, why=error.message)
 
     async def end(self, namespace: str | None, name: str | None, **_: Any) -> None:
         key = (str(namespace), str(name))
@@ -125,10 +133,6 @@ async def _either(wake: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(wake.wait(), seconds)
     except TimeoutError:
         return
-
-
-def _tell(what: str, key: Key, error: errors.DiffKeeperError) -> None:
-    _log.warning(what, namespace=key[0], name=key[1], reason=error.reason, why=error.message)
 
 
 def kopf_settings() -> kopf.OperatorSettings:

@@ -28,8 +28,8 @@ def peers(sac: specs.Sac) -> dict[str, Any]:
         "publishNotReadyAddresses": True,
         "selector": {pods.LABEL_NAME: sac.name},
         "ports": [
-            {"name": "agent", "port": pods.AGENT_PORT},
-            {"name": "replicator", "port": pods.REPLICATOR_PORT},
+            {"name": "agent", "port": pods.AGENT_PORT, "protocol": "TCP"},
+            {"name": "replicator", "port": pods.REPLICATOR_PORT, "protocol": "TCP"},
         ],
     }
 
@@ -43,11 +43,11 @@ def selector(sac: specs.Sac) -> dict[str, str]:
 
 def policy(sac: specs.Sac) -> dict[str, Any]:
     """Who may connect: anybody in the namespace to the program, only DiffKeeper's own to agent and replicator."""
-    own = [{"port": pods.AGENT_PORT}, {"port": pods.REPLICATOR_PORT}]
+    own = [_open(pods.AGENT_PORT), _open(pods.REPLICATOR_PORT)]
     diffkeeper = {"namespaceSelector": {"matchLabels": {"app.kubernetes.io/part-of": "diffkeeper"}}}
     ingress: list[dict[str, Any]] = [{"from": [diffkeeper], "ports": own}]
     if listening := pods.ports(sac):
-        ingress.insert(0, {"from": [{"podSelector": {}}], "ports": [{"port": one.port} for one in listening]})
+        ingress.insert(0, {"from": [{"podSelector": {}}], "ports": [_open(one.port) for one in listening]})
     return {
         "podSelector": {"matchLabels": {pods.LABEL_NAME: sac.name}},
         "policyTypes": ["Ingress"],
@@ -58,4 +58,9 @@ def policy(sac: specs.Sac) -> dict[str, Any]:
 def _ports(sac: specs.Sac) -> list[dict[str, Any]]:
     # A service without ports is refused by the API server; a program that names none is reached by nobody.
     listening = pods.ports(sac) or [specs.Port(port=pods.AGENT_PORT, name="agent")]
-    return [{"name": one.name or f"port-{one.port}", "port": one.port} for one in listening]
+    return [{"name": one.name or f"port-{one.port}", **_open(one.port)} for one in listening]
+
+
+def _open(port: int) -> dict[str, Any]:
+    """With its protocol: without, server-side apply of Kubernetes 1.20 refuses what is a list by port and protocol."""
+    return {"port": port, "protocol": "TCP"}

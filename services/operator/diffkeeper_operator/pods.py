@@ -110,6 +110,10 @@ def template(sac: specs.Sac, observed: Observed, settings: OperatorSettings) -> 
         pod["containers"] = [*keepers, *pod["containers"]]
         if not lead:
             pod.pop("initContainers", None)
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+        for port in container.get("ports", []):
+            # Server-side apply of Kubernetes 1.20 refuses a port that leaves it to the default.
+            port.setdefault("protocol", "TCP")
     pod["volumes"] = [*pod.get("volumes", []), *_volumes(sac, settings)]
     pod.setdefault("serviceAccountName", sac.name)
     pod.setdefault("automountServiceAccountToken", False)
