@@ -19,5 +19,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def namespace(cluster: Cluster) -> str:
-    return cluster.namespace()
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """Emptied at the end, so that no later operator has to care for what is in it."""
+    name = cluster.namespace()
+    yield name
+    cluster.forget(name)

@@ -130,6 +130,17 @@ class Cluster:
         self.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
         return name
 
+    def forget(self, namespace: str) -> None:
+        """Take the SACs of a namespace away, finalizers or not: no operator is there any more."""
+        path = f"/apis/{specs.API_VERSION}/namespaces/{namespace}/sacs"
+        for sac in self.call("GET", path)["items"]:
+            one = f"{path}/{sac['metadata']['name']}"
+            self.call(
+                "PATCH", one, {"metadata": {"finalizers": None}}, "application/merge-patch+json"
+            )
+            if self.find(one) is not None:
+                self.call("DELETE", one)
+
     def bring_up(self, namespace: str, pod: str = "postgres-0") -> None:
         """What the kubelet would say when every container of the pod is ready."""
         path = f"/api/v1/namespaces/{namespace}/pods/{pod}"
