@@ -173,25 +173,26 @@ def test_the_second_of_two_resources_on_one_volume_gives_way(
     assert cluster.stateful_set(namespace, "again") is None
 
 
-@pytest.mark.parametrize(("policy", "kept"), [("Retain", True), ("Delete", False)])
+@pytest.mark.parametrize(("policy", "stateful"), [("Retain", True), ("Delete", False)])
 def test_deletion_ends_the_capture_first_and_takes_the_state_only_if_told(
-    cluster: Cluster, namespace: str, operator: Operator, control: ControlServer, policy: str, kept: bool
+    cluster: Cluster, namespace: str, operator: Operator, control: ControlServer, policy: str, stateful: bool
 ) -> None:
     name = lay_down(control, namespace)
     detach = f"POST /v1/volumes/{name}/detach"
     control.answers[detach] = errors.Refused("a program runs under dkctl run", reason="program-running")
-    cluster.apply(manifest(deletionPolicy=policy), namespace)
-    claim = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/data-postgres-0"
+    cluster.apply(manifest(deletionPolicy=policy, stateful=stateful), namespace)
+    claim = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/data-postgres{'-0' if stateful else ''}"
     eventually(lambda: cluster.find(claim))
     cluster.kubectl("delete", "sac", "postgres", "-n", namespace, "--wait=false")
     sac = phase(cluster, namespace, "Deleting")
     eventually(lambda: "has not ended" in cluster.sac(namespace)["status"]["message"])
     assert sac["metadata"]["finalizers"] == ["sacs.diffkeeper.io/keeps-state"]
     assert cluster.find(claim), "nothing goes before the capture has ended"
-    assert cluster.stateful_set(namespace) is None
+    workload = "statefulsets" if stateful else "deployments"
+    assert cluster.find(f"/apis/apps/v1/namespaces/{namespace}/{workload}/postgres") is None
     control.answers[detach] = {"volume": name, "position": "1.43", "hash": "ab"}
     eventually(lambda: cluster.sac(namespace) is None)
-    if kept:
+    if policy == "Retain":
         assert "deletionTimestamp" not in cluster.find(claim)["metadata"]
     else:
         # Without a controller for claims in use, its own finalizer may still hold it.
