@@ -35,7 +35,9 @@ def one_shot(kind: str, name: str, **spec: Any) -> dict[str, Any]:
 
 
 def condition(sac: dict[str, Any], kind: str) -> tuple[str, str]:
-    found: dict[str, Any] = next((one for one in sac.get("status", {}).get("conditions", []) if one["type"] == kind), {})
+    found: dict[str, Any] = next(
+        (one for one in sac.get("status", {}).get("conditions", []) if one["type"] == kind), {}
+    )
     return found.get("status", ""), found.get("reason", "")
 
 

@@ -135,9 +135,7 @@ class Cluster:
         path = f"/apis/{specs.API_VERSION}/namespaces/{namespace}/sacs"
         for sac in self.call("GET", path)["items"]:
             one = f"{path}/{sac['metadata']['name']}"
-            self.call(
-                "PATCH", one, {"metadata": {"finalizers": None}}, "application/merge-patch+json"
-            )
+            self.call("PATCH", one, {"metadata": {"finalizers": None}}, "application/merge-patch+json")
             if self.find(one) is not None:
                 self.call("DELETE", one)
 
