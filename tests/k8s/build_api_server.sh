@@ -13,7 +13,7 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 complete() { for program in "${packaged[@]}" "${programs[@]}"; do [ -x "$directory/$program" ] || return 1; done; }
 if complete; then exit 0; fi
-for tool in apt-get dpkg tar flock; do
+for tool in apt-get dpkg tar flock openssl; do
     command -v "$tool" >/dev/null || { echo "$tool is not here: the API server is built from Debian's packages" >&2; exit 1; }
 done
 [ -r "$keyring" ] || { echo "$keyring is not here: apt-get install debian-archive-keyring" >&2; exit 1; }
