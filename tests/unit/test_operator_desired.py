@@ -52,7 +52,9 @@ def test_the_seeds_manifest_gives_a_whole_captured_workload() -> None:
         "data",
         "diffkeeper-state",
     ]
-    assert objects["Service", "postgres"]["spec"]["ports"] == [{"name": "port-5432", "port": 5432, "protocol": "TCP"}]
+    assert objects["Service", "postgres"]["spec"]["ports"] == [
+        {"name": "port-5432", "port": 5432, "protocol": "TCP"}
+    ]
 
 
 def test_a_password_is_only_ever_referred_to() -> None:
