@@ -4,15 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Where the API server of test-k8s is built to, once.
+KUBERNETES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/diffkeeper/kubernetes-1.20.2
 # The build hook compiles these; a change must compile them again.
 BPF_SOURCES := $(wildcard services/capture/diffkeeper_capture/bpf/*.[ch] services/capture/diffkeeper_capture/native/*.c)
 
-.PHONY: help demo test check format bench soak chaos clean
+.PHONY: help demo test test-k8s check format bench soak chaos clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    a volume outlives its site, before your eyes (DEMO='--keep' leaves it up)"
 	@echo "make test    all tests (TESTS='tests/unit -k log' for some)"
+	@echo "make test-k8s  the operator against a real API server, built on first use (minutes)"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make format  let ruff lay out the code"
 	@echo "make bench   capture, lag, failover and merging, measured against their own baselines"
@@ -33,6 +36,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q --durations=15 $(TESTS)
+
+test-k8s: $(STAMP)
+	tests/k8s/build_api_server.sh $(KUBERNETES)
+	@DIFFKEEPER_KUBERNETES=$(KUBERNETES) $(BIN)/python -m pytest -q --durations=15 tests/k8s $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -52,6 +52,7 @@ COMMANDS = {
     "check": "check:check",
     "doctor": "doctor:doctor",
     "bench": "bench:bench",
+    "manifests": "manifests:print_manifests",
     "completion": "completion:completion",
     "version": "version:version",
 }
@@ -93,10 +94,12 @@ def dkctl() -> None:
     """
 
 
-def invoke(arguments: Sequence[str] | None = None) -> int:
+def invoke(
+    arguments: Sequence[str] | None = None, command: click.Command = dkctl, name: str = PROGRAM
+) -> int:
     """Run one command line and return its exit code; nothing of it ends the process."""
     try:
-        result: Any = dkctl.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        result: Any = command.main(args=arguments, prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.Abort:
