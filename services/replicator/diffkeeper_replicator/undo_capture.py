@@ -6,6 +6,7 @@ bytes of those ranges, and nothing else, from the files as they stand.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -14,10 +15,9 @@ from typing import Any
 
 from diffkeeper.domain import deltas, frames, trees
 from diffkeeper.domain.deltas import Op
-from diffkeeper_replicator import undo_records
 from diffkeeper_replicator.applier import Applier
 from diffkeeper_replicator.handles import DEAD
-from diffkeeper_replicator.undo_records import OldFile, OldNode, OldRange, Record, Span
+from diffkeeper_replicator.undo_records import OldBytes, OldFile, OldNode, Record, Span
 
 _NOT_A_WRITE = re.compile(rb"[^\x02]")
 _MAKING = frozenset({Op.CREATE, Op.MKDIR, Op.SYMLINK, Op.MKFIFO})
@@ -27,6 +27,10 @@ _UNDERSTOOD = re.compile(rb"[\x01-\x0f]*")
 _END = 1 << 63
 # From here on holes are asked for and not read as zeros.
 _ASK_FOR_HOLES_BYTES = 64 * 1024
+# Read at once: small enough that compressing it finds it in the processor's cache.
+_READ_BYTES = 256 * 1024
+# Between two ranges so much is read and dropped, because another call costs more.
+_GAP_MAX_BYTES = 4096
 
 
 @dataclass(slots=True)
@@ -130,10 +134,15 @@ def _plan_names(found: Plan, tree: trees.Tree, op: Op, file_id: int, args: list[
 
 
 def capture(
-    applier: Applier, run: list[deltas.Columns], before: frames.Tip, stamp: int, after: frames.Tip
+    applier: Applier,
+    run: list[deltas.Columns],
+    before: frames.Tip,
+    stamp: int,
+    after: frames.Tip,
+    old_bytes: OldBytes,
 ) -> Record | None:
-    """The record of a run that was not begun yet; None when it takes more away than a record may hold, or
-    has an operation that is not known here.
+    """The record of a run that was not begun yet, its old bytes in ``old_bytes``; None when it takes more away than a
+    record may hold, or has an operation that is not known here.
 
     Raises OSError, and what opening a file of the replica raises.
     """
@@ -151,19 +160,14 @@ def capture(
     record.xattrs = [
         (file_id, name, _xattr(applier, file_id, name)) for file_id, name in sorted(planned.xattrs)
     ]
-    parts: list[bytes] = []
-    room = undo_records.RECORD_MAX_BYTES
     for file_id, ranges in planned.ranges.items():
         fd = handles.file(file_id)
         assert fd != DEAD, "the plan has only ids that live"
         found = os.fstat(fd)
-        old: list[OldRange] = []
-        for start, end in joined(ranges, found.st_size):
-            room = _read(fd, start, end, old, parts, room)
-            if room < 0:
-                return None
-        record.files.append(OldFile(file_id, found.st_size, found.st_mtime_ns, tuple(old)))
-    record.data = b"".join(parts)
+        old = OldFile(file_id, found.st_size, found.st_mtime_ns)
+        record.files.append(old)
+        if not _read_file(fd, joined(ranges, found.st_size), old, old_bytes):
+            return None
     return record
 
 
@@ -182,44 +186,85 @@ def _xattr(applier: Applier, file_id: int, name: bytes) -> bytes | None:
         return None  # not there, or of a kind that is never set here either
 
 
-def joined(ranges: list[tuple[int, int]], size: int) -> Iterable[tuple[int, int]]:
+def joined(ranges: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
     """The union of ranges below ``size``, rising."""
     if len(ranges) > 1:
         ranges.sort()
+    union: list[tuple[int, int]] = []
     begin, stop = ranges[0]
     for start, end in ranges:
         if start > stop:
-            if begin < size:
-                yield begin, min(stop, size)
+            if begin >= size:
+                return union
+            union.append((begin, stop if stop < size else size))
             begin = start
-        stop = max(stop, end)
+        if end > stop:
+            stop = end
     if begin < size:
-        yield begin, min(stop, size)
+        union.append((begin, stop if stop < size else size))
+    return union
 
 
-def _read(fd: int, start: int, end: int, old: list[OldRange], parts: list[bytes], room: int) -> int:
-    """Old bytes of [start, end), holes as zeros; the room that is left, negative when there is not enough."""
+def _read_file(fd: int, ranges: list[tuple[int, int]], old: OldFile, old_bytes: OldBytes) -> bool:
+    """Old bytes of rising ranges; False when there is no room for so many. Neighbours share a call."""
+    count = len(ranges)
+    first = 0
+    while first < count:
+        begin, end = ranges[first]
+        if end - begin >= _ASK_FOR_HOLES_BYTES:
+            if not _read_wide(fd, begin, end, old, old_bytes):
+                return False
+            first += 1
+            continue
+        last = first + 1
+        while last < count:
+            start, stop = ranges[last]
+            if start - end > _GAP_MAX_BYTES or stop - begin > _ASK_FOR_HOLES_BYTES:
+                break
+            end = stop
+            last += 1
+        chunk = _pread(fd, begin, end)
+        for start, stop in ranges[first:last]:
+            _keep(start, chunk if last == first + 1 else chunk[start - begin : stop - begin], old, old_bytes)
+        if old_bytes.left < 0:
+            return False
+        first = last
+    return True
+
+
+def _read_wide(fd: int, start: int, end: int, old: OldFile, old_bytes: OldBytes) -> bool:
+    """The same of one long range, holes as zeros."""
     while start < end:
-        stop = end
-        if end - start >= _ASK_FOR_HOLES_BYTES:
-            data, stop = _data_from(fd, start, end)
-            if data > start:
-                old.append(OldRange(start, data - start, True))
-                start = data
-                continue
-        room -= stop - start
-        if room < 0:
-            return room
+        data, stop = _data_from(fd, start, end)
+        if data > start:
+            old.add(start, data - start, zero=True)
+            start = data
+        if old_bytes.left < stop - start:
+            return False
         while start < stop:
-            chunk = os.pread(fd, stop - start, start)
-            if not chunk:
-                raise OSError(5, "a file ended before its size")
-            zero = chunk[0] == 0 and not chunk.strip(b"\0")
-            old.append(OldRange(start, len(chunk), zero))
-            if not zero:
-                parts.append(chunk)
-            start += len(chunk)
-    return room
+            upto = min(stop, start + _READ_BYTES)
+            _keep(start, _pread(fd, start, upto), old, old_bytes)
+            start = upto
+    return True
+
+
+def _keep(offset: int, chunk: bytes, old: OldFile, old_bytes: OldBytes) -> None:
+    size = len(chunk)
+    zero = chunk[0] == 0 and chunk == bytes(size)
+    old.add(offset, size, zero=zero)
+    old_bytes.left -= size
+    if not zero:
+        old_bytes.put(chunk)
+
+
+def _pread(fd: int, start: int, end: int) -> bytes:
+    chunk = os.pread(fd, end - start, start)
+    while len(chunk) < end - start:
+        more = os.pread(fd, end - start - len(chunk), start + len(chunk))
+        if not more:
+            raise OSError(errno.EIO, "a file ended before its size")
+        chunk += more
+    return chunk
 
 
 def _data_from(fd: int, start: int, end: int) -> tuple[int, int]:
