@@ -28,7 +28,7 @@ _END = 1 << 63
 # From here on holes are asked for and not read as zeros.
 _ASK_FOR_HOLES_BYTES = 64 * 1024
 # Read at once: small enough that compressing it finds it in the processor's cache.
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 128 * 1024
 # Between two ranges so much is read and dropped, because another call costs more.
 _GAP_MAX_BYTES = 4096
 
@@ -59,25 +59,28 @@ def plan(tree: trees.Tree, run: Iterable[deltas.Columns]) -> Plan:
     now, or that the run itself moved or made there: so looking at names as they are now finds all.
     """
     found = Plan()
+    only_content = True
     for columns in run:
-        _plan_ranges(found, columns)
+        _plan_ranges(found.ranges, columns)
         if _NOT_A_WRITE.search(columns.ops) is not None:
+            only_content = False
             _plan_others(found, tree, columns)
     living = tree.nodes
-    found.ranges = {
-        file_id: ranges
-        for file_id, ranges in found.ranges.items()
-        if file_id in living and living[file_id].kind is trees.Kind.FILE
-    }
-    found.nodes &= living.keys()
-    found.going &= found.nodes
-    found.xattrs = {(file_id, name) for file_id, name in found.xattrs if file_id in living}
+    for file_id in [one for one in found.ranges if not _is_file(living.get(one))]:
+        del found.ranges[file_id]
+    if not only_content:
+        found.nodes &= living.keys()
+        found.going &= found.nodes
+        found.xattrs = {(file_id, name) for file_id, name in found.xattrs if file_id in living}
     return found
 
 
-def _plan_ranges(found: Plan, columns: deltas.Columns) -> None:
+def _is_file(node: trees.Node | None) -> bool:
+    return node is not None and node.kind is trees.Kind.FILE
+
+
+def _plan_ranges(ranges: dict[int, list[tuple[int, int]]], columns: deltas.Columns) -> None:
     """Writes, cuts and holes; writes that go on where the one before ended become one range."""
-    ranges = found.ranges
     open_id, stop, begin = 0, -1, 0
     for op, file_id, offset, length in zip(
         columns.ops, columns.file_ids, columns.offsets, columns.lengths, strict=True
@@ -146,9 +149,10 @@ def capture(
 
     Raises OSError, and what opening a file of the replica raises.
     """
-    if any(_UNDERSTOOD.fullmatch(columns.ops) is None for columns in run):
-        return None
-    tree, handles = applier.tree, applier.handles
+    for columns in run:
+        if _UNDERSTOOD.fullmatch(columns.ops) is None:
+            return None
+    tree = applier.tree
     planned = plan(tree, run)
     graves = tuple((file_id, applier.identities[file_id].inode) for file_id in sorted(planned.going))
     record = Record(Span(before, stamp, after, graves), tree.next_id, born=planned.born)
@@ -160,15 +164,10 @@ def capture(
     record.xattrs = [
         (file_id, name, _xattr(applier, file_id, name)) for file_id, name in sorted(planned.xattrs)
     ]
-    for file_id, ranges in planned.ranges.items():
-        fd = handles.file(file_id)
-        assert fd != DEAD, "the plan has only ids that live"
-        found = os.fstat(fd)
-        old = OldFile(file_id, found.st_size, found.st_mtime_ns)
-        record.files.append(old)
-        if not _read_file(fd, joined(ranges, found.st_size), old, old_bytes):
-            return None
-    return record
+    whole = all(
+        _read_file(applier, file_id, ranges, record, old_bytes) for file_id, ranges in planned.ranges.items()
+    )
+    return record if whole else None
 
 
 def _xattr(applier: Applier, file_id: int, name: bytes) -> bytes | None:
@@ -205,8 +204,16 @@ def joined(ranges: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
     return union
 
 
-def _read_file(fd: int, ranges: list[tuple[int, int]], old: OldFile, old_bytes: OldBytes) -> bool:
-    """Old bytes of rising ranges; False when there is no room for so many. Neighbours share a call."""
+def _read_file(
+    applier: Applier, file_id: int, touched: list[tuple[int, int]], record: Record, old_bytes: OldBytes
+) -> bool:
+    """What a file has where the run touches it; False when there is no room for so much. Neighbours share a call."""
+    fd = applier.handles.file(file_id)
+    assert fd != DEAD, "the plan has only ids that live"
+    found = os.fstat(fd)
+    old = OldFile(file_id, found.st_size, found.st_mtime_ns)
+    record.files.append(old)
+    ranges = joined(touched, found.st_size)
     count = len(ranges)
     first = 0
     while first < count:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +27,14 @@ _DECODED_MAX_BYTES = 4 * RECORD_MAX_BYTES
 _MOST_ITEMS = 1 << 24
 # Without entropy coding of the bytes themselves: of data that halves the same is left in a third of the time.
 _LEVEL = -1
-# Old bytes are compressed as they come once there are so many: then what was read is still in the processor's cache.
-_STREAM_FROM_BYTES = 128 * 1024
-_SIZES = struct.Struct("<II")  # of the old bytes and of the fields behind them, before compression
+# Old bytes are compressed once there are so many: what was read is still in the processor's cache, and so is all that
+# the compressor looks things up in.
+_PIECE_BYTES = 128 * 1024
+# So few parts are copied together for their checksum: each call costs as much as some kilobytes.
+_FEW_PARTS = 2
+_SIZES = struct.Struct(
+    "<II"
+)  # of the old bytes, before compression; how many pieces: their sizes follow, then they
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,43 +122,36 @@ def decode_span(packed: bytes) -> Span:
 
 
 class OldBytes:
-    """The old bytes of one record while it is made, compressed once there are many. ``left`` is the room for more."""
+    """The old bytes of one record while it is made. ``left`` is the room for more."""
 
-    __slots__ = ("_data_bytes", "_held", "_held_bytes", "_packed", "_packer", "_stream", "left")
+    __slots__ = ("_data_bytes", "_held", "_held_bytes", "_packed", "_packer", "left")
 
     def __init__(self, packer: zstandard.ZstdCompressor) -> None:
         self._packer = packer
         self._held: list[bytes] = []
         self._held_bytes = self._data_bytes = 0
-        self._stream: Any = None
         self._packed: list[bytes] = []
         self.left = RECORD_MAX_BYTES
 
     def put(self, chunk: bytes) -> None:
         self._held.append(chunk)
         self._held_bytes += len(chunk)
-        self._data_bytes += len(chunk)
-        if self._held_bytes >= _STREAM_FROM_BYTES:
-            if self._stream is None:
-                self._stream = self._packer.compressobj()
-            self._flush()
+        if self._held_bytes >= _PIECE_BYTES:
+            self._pack()
 
     def finish(self, record: Record) -> list[bytes]:
-        """The payload of the record, in pieces; its span is kept beside it."""
-        fields = _fields(record)
-        sizes = _SIZES.pack(self._data_bytes, len(fields))
-        self._held.append(fields)
-        if self._stream is None:
-            return [sizes, self._packer.compress(b"".join(self._held))]
-        self._flush()
-        return [sizes, *self._packed, self._stream.flush()]
+        """The payload of the record, in parts; its span is kept beside it."""
+        data_bytes = self._data_bytes + self._held_bytes
+        self._held.append(_fields(record))
+        self._pack()
+        sizes = array("I", map(len, self._packed))
+        return [_SIZES.pack(data_bytes, len(sizes)) + sizes.tobytes(), *self._packed]
 
-    def _flush(self) -> None:
-        packed = self._stream.compress(b"".join(self._held))
-        if packed:
-            self._packed.append(packed)
-        self._held.clear()
+    def _pack(self) -> None:
+        self._packed.append(self._packer.compress(b"".join(self._held)))
+        self._data_bytes += self._held_bytes
         self._held_bytes = 0
+        self._held.clear()
 
 
 class Codec:
@@ -170,18 +168,13 @@ class Codec:
     def decode(self, span: Span, payload: bytes) -> Record:
         """Raises Corrupt (``undo-damaged``)."""
         try:
-            data_bytes, field_bytes = _SIZES.unpack_from(payload)
-            size = data_bytes + field_bytes
-            packed = memoryview(payload)[_SIZES.size :]
-            stated = zstandard.get_frame_parameters(packed).content_size
-            if size > _DECODED_MAX_BYTES or stated not in (size, zstandard.CONTENTSIZE_UNKNOWN):
-                raise damaged("it is larger than any record, or than it says")
-            whole = self._unpacker.decompress(packed, max_output_size=size, allow_extra_data=False)
-            if len(whole) != size:
-                raise damaged("it is shorter than it says")
-            fields = msgpack.unpackb(
-                memoryview(whole)[data_bytes:], raw=False, max_array_len=_MOST_ITEMS, max_bin_len=field_bytes
-            )
+            data_bytes, count = _SIZES.unpack_from(payload)
+            at = _SIZES.size + array("I").itemsize * count
+            sizes = array("I", payload[_SIZES.size : at])
+            if at + sum(sizes) != len(payload):
+                raise damaged("its pieces do not add up to its size")
+            whole = b"".join(self._unpacked(payload, at, sizes))
+            fields = msgpack.unpackb(whole[data_bytes:], raw=False, max_array_len=_MOST_ITEMS)
             return _record(span, fields, whole[:data_bytes])
         except (
             ValueError,
@@ -192,6 +185,16 @@ class Codec:
             msgpack.UnpackException,
         ) as error:
             raise damaged(f"it cannot be read ({error!r})") from error
+
+    def _unpacked(self, payload: bytes, at: int, sizes: Iterable[int]) -> Iterator[bytes]:
+        room = _DECODED_MAX_BYTES
+        for size in sizes:
+            piece = payload[at : at + size]
+            room -= int(zstandard.get_frame_parameters(piece).content_size)
+            if room < 0:
+                raise damaged("it is larger than any record")
+            yield self._unpacker.decompress(piece, max_output_size=_DECODED_MAX_BYTES)
+            at += size
 
 
 def _fields(record: Record) -> bytes:
@@ -237,9 +240,12 @@ def _file(file_id: int, size: int, mtime_ns: int, offsets: bytes, lengths: bytes
 
 
 def checksum(span: bytes, payload: Sequence[bytes]) -> bytes:
+    """Of both, whatever parts the payload comes in."""
+    if len(payload) <= _FEW_PARTS:
+        return blake3(b"".join((span, *payload))).digest()
     hashed = blake3(span)
-    for piece in payload:
-        hashed.update(piece)
+    for part in payload:
+        hashed.update(part)
     return hashed.digest()
 
 
