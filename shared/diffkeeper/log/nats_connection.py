@@ -19,6 +19,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from diffkeeper.domain import errors, limits
+from diffkeeper.log import large_payloads
 
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 5.0
@@ -203,6 +204,7 @@ class NatsConnection:
     async def _connect(self) -> Session:
         while True:
             client = Client()
+            client._ps = large_payloads.LargePayloads(client)
             session = Session(client)
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
