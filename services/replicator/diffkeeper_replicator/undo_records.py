@@ -26,7 +26,7 @@ RECORD_MAX_BYTES = 64 * 1024 * 1024
 _DECODED_MAX_BYTES = 4 * RECORD_MAX_BYTES
 _MOST_ITEMS = 1 << 24
 # Without entropy coding of the bytes themselves: of data that halves the same is left in a third of the time.
-_LEVEL = -1
+_LEVEL = -3
 # Old bytes are compressed once there are so many: what was read is still in the processor's cache, and so is all that
 # the compressor looks things up in.
 _PIECE_BYTES = 128 * 1024
