@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import ctypes
 
-# M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX of glibc's malloc.h.
-_PARAMETERS = {-3: 32 * 1024 * 1024, -1: 8 * 1024 * 1024, -8: 1}
+# Of glibc's malloc.h.
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_ARENA_MAX = -3, -1, -8
+_MMAP_THRESHOLD_BYTES = 32 * 1024 * 1024
+KEPT_BYTES = 8 * 1024 * 1024
 
 
-def hold() -> None:
-    """Keep freed blocks for the next; call it before there are threads."""
+def hold(kept_bytes: int = KEPT_BYTES) -> None:
+    """Keep freed blocks for the next, at most so much at the heap's end; call it before there are threads."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for parameter, value in _PARAMETERS.items():
-            mallopt(parameter, value)
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, kept_bytes)
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def trim() -> None:

@@ -300,3 +300,39 @@ def test_after_a_power_cut_undo_begins_anew_unless_all_of_it_was_synced(
     assert rig.directory.undo.floor == (positions.START if kept else chain.tip.position)
     assert os.listdir(rig.path) == ([] if removes else ["data"])
     rig.end()
+
+
+def test_a_long_run_goes_back_whatever_lies_between_what_it_overwrites(tmp_path: Path) -> None:
+    """Large, small, neighbouring and distant ranges, over data, zeros and holes: read and packed in many pieces."""
+    rig = Rig(tmp_path)
+    rng = random.Random(11)
+    chain = FrameChain()
+    create = Delta(Op.CREATE, 2, args=(ROOT_ID, b"data", 0o644, 0, 0))
+    wide = b"".join(rng.choice((rng.randbytes(4096), bytes(4096))) for _ in range(256))
+    rig.apply(
+        chain.frame([create, write(2, 0, wide), write(2, 3 << 20, wide), Delta(Op.TRUNCATE, 2, 9 << 20)]),
+        chain.frame([write(2, 8 << 20, wide[:900_000])]),
+    )
+    before, target = _everything(rig.path), chain.tip.position
+    run = [write(2, rng.randrange(9 << 20), rng.randbytes(rng.choice((1, 200, 4096)))) for _ in range(2000)]
+    run += [write(2, offset, rng.randbytes(1 << 20)) for offset in (100, 5_000_000, (9 << 20) - 7)]
+    rng.shuffle(run)
+    rig.apply(*(chain.frame(run[first : first + 500]) for first in range(0, len(run), 500)))
+    assert _everything(rig.path) == _replayed(list(rig.journal.frames_from(1)), tmp_path / "twin")
+    rig.directory.rewind(target, rig.journal)
+    assert _everything(rig.path) == before
+    rig.end()
+
+
+def test_records_of_another_format_are_let_go_and_the_chain_begins_anew(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    log = _filled(rig, 20)
+    rig.end()
+    (segment,) = (tmp_path / "replicator" / "undo").glob("*.undo")
+    segment.write_bytes(segment.read_bytes().replace(b"DKU2", b"DKU1"))
+    rig.directory = rig.open()
+    assert rig.directory.undo.floor == log[-1].position
+    rig.apply(FrameChain(tip=rig.directory.tip).frame([write(2, 5, b"more")]))
+    rig.directory.rewind(log[-1].position, rig.journal)
+    assert _everything(rig.path) == _replayed(log, tmp_path / "twin")
+    rig.end()

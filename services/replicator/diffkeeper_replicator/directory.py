@@ -173,6 +173,7 @@ class Directory:
         try:
             if clean:
                 self.sync()
+                self.undo.sync()
                 self._files.write_state(self.encode_state())
                 self._files.write_clean()
         finally:

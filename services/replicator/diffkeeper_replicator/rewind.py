@@ -15,7 +15,7 @@ from diffkeeper_replicator import safe_paths
 from diffkeeper_replicator.graves import Graves, grave_name
 from diffkeeper_replicator.handles import DEAD, Handles
 from diffkeeper_replicator.naming import Namer
-from diffkeeper_replicator.undo_records import OldFile, OldNode, OldRange, Record
+from diffkeeper_replicator.undo_records import OldFile, OldNode, Record
 
 _BLOCK_BYTES = 4096
 
@@ -175,23 +175,22 @@ class Rewinder:
         assert fd != DEAD, "names came first, so every file of the record lives"
         os.ftruncate(fd, old.size)
         view = memoryview(data)
-        for piece in old.ranges:
-            if piece.zero:
+        for offset, length, zero in zip(old.offsets, old.lengths, old.zeros, strict=True):
+            if zero:
                 continue
-            offset, end = piece.offset, start + piece.length
+            end = start + length
             while start < end:
                 done = os.pwrite(fd, view[start:end], offset)
                 start, offset = start + done, offset + done
-        for piece in old.ranges:
-            if piece.zero:
-                _punch_wide(fd, piece, old.size)
+        for offset, length, zero in zip(old.offsets, old.lengths, old.zeros, strict=True):
+            if zero:
+                _punch_wide(fd, offset, offset + length, old.size)
         os.utime(fd, ns=(old.mtime_ns, old.mtime_ns))
         return start
 
 
-def _punch_wide(fd: int, piece: OldRange, size: int) -> None:
+def _punch_wide(fd: int, begin: int, end: int, size: int) -> None:
     """Zeros again; and where all of a block around the edge is zero, the block is a hole again too."""
-    begin, end = piece.offset, piece.offset + piece.length
     low, high = begin - begin % _BLOCK_BYTES, -(-end // _BLOCK_BYTES) * _BLOCK_BYTES
     if not any(os.pread(fd, begin - low, low)):
         begin = low

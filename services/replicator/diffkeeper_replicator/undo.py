@@ -70,7 +70,8 @@ class Undo:
         if self.log.tip != tip:
             self.begin_at(tip, "the directory was opened at another frame")
         if self.log.enabled:
-            self.log.sync()
+            if self.log.bounds.durable:
+                self.log.sync()
             mark = _DURABLE if self.log.bounds.durable else ""
             atomic_files.write_bytes(self._boot_file, f"{_boot()} {mark}".encode())
 
@@ -87,7 +88,10 @@ class Undo:
         last = run[-1][0]
         after = frames.Tip(last.position, last.hash)
         try:
-            record = undo_capture.capture(applier, [columns for _, columns in run], tip, stamp, after)
+            old_bytes = self.log.old_bytes()
+            record = undo_capture.capture(
+                applier, [columns for _, columns in run], tip, stamp, after, old_bytes
+            )
             if record is None or (record.span.graves and not self._buries):
                 why = (
                     "a run took more away than is kept"
@@ -97,7 +101,7 @@ class Undo:
                 self.begin_at(after, why)
                 applier.bury_in(None, 0)
                 return run
-            self.log.append(record)
+            self.log.append(record, old_bytes)
         except OSError as error:
             self.begin_at(after, f"the disk did not take it: {error.strerror}")
             applier.bury_in(None, 0)
@@ -105,6 +109,10 @@ class Undo:
         applier.bury_in(self.graves, record.next_id)
         self._trim(bool(record.span.graves))
         return run
+
+    def sync(self) -> None:
+        """What was kept is durable, so that an orderly end leaves a chain that outlives a power cut after it."""
+        self.log.sync()
 
     def close(self) -> None:
         self.log.close()

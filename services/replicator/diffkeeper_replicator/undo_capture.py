@@ -6,6 +6,7 @@ bytes of those ranges, and nothing else, from the files as they stand.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -14,10 +15,9 @@ from typing import Any
 
 from diffkeeper.domain import deltas, frames, trees
 from diffkeeper.domain.deltas import Op
-from diffkeeper_replicator import undo_records
 from diffkeeper_replicator.applier import Applier
 from diffkeeper_replicator.handles import DEAD
-from diffkeeper_replicator.undo_records import OldFile, OldNode, OldRange, Record, Span
+from diffkeeper_replicator.undo_records import OldBytes, OldFile, OldNode, Record, Span
 
 _NOT_A_WRITE = re.compile(rb"[^\x02]")
 _MAKING = frozenset({Op.CREATE, Op.MKDIR, Op.SYMLINK, Op.MKFIFO})
@@ -27,6 +27,10 @@ _UNDERSTOOD = re.compile(rb"[\x01-\x0f]*")
 _END = 1 << 63
 # From here on holes are asked for and not read as zeros.
 _ASK_FOR_HOLES_BYTES = 64 * 1024
+# Read at once: small enough that compressing it finds it in the processor's cache.
+_READ_BYTES = 128 * 1024
+# Between two ranges so much is read and dropped, because another call costs more.
+_GAP_MAX_BYTES = 4096
 
 
 @dataclass(slots=True)
@@ -55,25 +59,28 @@ def plan(tree: trees.Tree, run: Iterable[deltas.Columns]) -> Plan:
     now, or that the run itself moved or made there: so looking at names as they are now finds all.
     """
     found = Plan()
+    only_content = True
     for columns in run:
-        _plan_ranges(found, columns)
+        _plan_ranges(found.ranges, columns)
         if _NOT_A_WRITE.search(columns.ops) is not None:
+            only_content = False
             _plan_others(found, tree, columns)
     living = tree.nodes
-    found.ranges = {
-        file_id: ranges
-        for file_id, ranges in found.ranges.items()
-        if file_id in living and living[file_id].kind is trees.Kind.FILE
-    }
-    found.nodes &= living.keys()
-    found.going &= found.nodes
-    found.xattrs = {(file_id, name) for file_id, name in found.xattrs if file_id in living}
+    for file_id in [one for one in found.ranges if not _is_file(living.get(one))]:
+        del found.ranges[file_id]
+    if not only_content:
+        found.nodes &= living.keys()
+        found.going &= found.nodes
+        found.xattrs = {(file_id, name) for file_id, name in found.xattrs if file_id in living}
     return found
 
 
-def _plan_ranges(found: Plan, columns: deltas.Columns) -> None:
+def _is_file(node: trees.Node | None) -> bool:
+    return node is not None and node.kind is trees.Kind.FILE
+
+
+def _plan_ranges(ranges: dict[int, list[tuple[int, int]]], columns: deltas.Columns) -> None:
     """Writes, cuts and holes; writes that go on where the one before ended become one range."""
-    ranges = found.ranges
     open_id, stop, begin = 0, -1, 0
     for op, file_id, offset, length in zip(
         columns.ops, columns.file_ids, columns.offsets, columns.lengths, strict=True
@@ -130,16 +137,22 @@ def _plan_names(found: Plan, tree: trees.Tree, op: Op, file_id: int, args: list[
 
 
 def capture(
-    applier: Applier, run: list[deltas.Columns], before: frames.Tip, stamp: int, after: frames.Tip
+    applier: Applier,
+    run: list[deltas.Columns],
+    before: frames.Tip,
+    stamp: int,
+    after: frames.Tip,
+    old_bytes: OldBytes,
 ) -> Record | None:
-    """The record of a run that was not begun yet; None when it takes more away than a record may hold, or
-    has an operation that is not known here.
+    """The record of a run that was not begun yet, its old bytes in ``old_bytes``; None when it takes more away than a
+    record may hold, or has an operation that is not known here.
 
     Raises OSError, and what opening a file of the replica raises.
     """
-    if any(_UNDERSTOOD.fullmatch(columns.ops) is None for columns in run):
-        return None
-    tree, handles = applier.tree, applier.handles
+    for columns in run:
+        if _UNDERSTOOD.fullmatch(columns.ops) is None:
+            return None
+    tree = applier.tree
     planned = plan(tree, run)
     graves = tuple((file_id, applier.identities[file_id].inode) for file_id in sorted(planned.going))
     record = Record(Span(before, stamp, after, graves), tree.next_id, born=planned.born)
@@ -151,20 +164,10 @@ def capture(
     record.xattrs = [
         (file_id, name, _xattr(applier, file_id, name)) for file_id, name in sorted(planned.xattrs)
     ]
-    parts: list[bytes] = []
-    room = undo_records.RECORD_MAX_BYTES
-    for file_id, ranges in planned.ranges.items():
-        fd = handles.file(file_id)
-        assert fd != DEAD, "the plan has only ids that live"
-        found = os.fstat(fd)
-        old: list[OldRange] = []
-        for start, end in joined(ranges, found.st_size):
-            room = _read(fd, start, end, old, parts, room)
-            if room < 0:
-                return None
-        record.files.append(OldFile(file_id, found.st_size, found.st_mtime_ns, tuple(old)))
-    record.data = b"".join(parts)
-    return record
+    whole = all(
+        _read_file(applier, file_id, ranges, record, old_bytes) for file_id, ranges in planned.ranges.items()
+    )
+    return record if whole else None
 
 
 def _xattr(applier: Applier, file_id: int, name: bytes) -> bytes | None:
@@ -182,44 +185,93 @@ def _xattr(applier: Applier, file_id: int, name: bytes) -> bytes | None:
         return None  # not there, or of a kind that is never set here either
 
 
-def joined(ranges: list[tuple[int, int]], size: int) -> Iterable[tuple[int, int]]:
+def joined(ranges: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
     """The union of ranges below ``size``, rising."""
     if len(ranges) > 1:
         ranges.sort()
+    union: list[tuple[int, int]] = []
     begin, stop = ranges[0]
     for start, end in ranges:
         if start > stop:
-            if begin < size:
-                yield begin, min(stop, size)
+            if begin >= size:
+                return union
+            union.append((begin, stop if stop < size else size))
             begin = start
-        stop = max(stop, end)
+        if end > stop:
+            stop = end
     if begin < size:
-        yield begin, min(stop, size)
+        union.append((begin, stop if stop < size else size))
+    return union
 
 
-def _read(fd: int, start: int, end: int, old: list[OldRange], parts: list[bytes], room: int) -> int:
-    """Old bytes of [start, end), holes as zeros; the room that is left, negative when there is not enough."""
+def _read_file(
+    applier: Applier, file_id: int, touched: list[tuple[int, int]], record: Record, old_bytes: OldBytes
+) -> bool:
+    """What a file has where the run touches it; False when there is no room for so much. Neighbours share a call."""
+    fd = applier.handles.file(file_id)
+    assert fd != DEAD, "the plan has only ids that live"
+    found = os.fstat(fd)
+    old = OldFile(file_id, found.st_size, found.st_mtime_ns)
+    record.files.append(old)
+    ranges = joined(touched, found.st_size)
+    count = len(ranges)
+    first = 0
+    while first < count:
+        begin, end = ranges[first]
+        if end - begin >= _ASK_FOR_HOLES_BYTES:
+            if not _read_wide(fd, begin, end, old, old_bytes):
+                return False
+            first += 1
+            continue
+        last = first + 1
+        while last < count:
+            start, stop = ranges[last]
+            if start - end > _GAP_MAX_BYTES or stop - begin > _ASK_FOR_HOLES_BYTES:
+                break
+            end = stop
+            last += 1
+        chunk = _pread(fd, begin, end)
+        for start, stop in ranges[first:last]:
+            _keep(start, chunk if last == first + 1 else chunk[start - begin : stop - begin], old, old_bytes)
+        if old_bytes.left < 0:
+            return False
+        first = last
+    return True
+
+
+def _read_wide(fd: int, start: int, end: int, old: OldFile, old_bytes: OldBytes) -> bool:
+    """The same of one long range, holes as zeros."""
     while start < end:
-        stop = end
-        if end - start >= _ASK_FOR_HOLES_BYTES:
-            data, stop = _data_from(fd, start, end)
-            if data > start:
-                old.append(OldRange(start, data - start, True))
-                start = data
-                continue
-        room -= stop - start
-        if room < 0:
-            return room
+        data, stop = _data_from(fd, start, end)
+        if data > start:
+            old.add(start, data - start, zero=True)
+            start = data
+        if old_bytes.left < stop - start:
+            return False
         while start < stop:
-            chunk = os.pread(fd, stop - start, start)
-            if not chunk:
-                raise OSError(5, "a file ended before its size")
-            zero = chunk[0] == 0 and not chunk.strip(b"\0")
-            old.append(OldRange(start, len(chunk), zero))
-            if not zero:
-                parts.append(chunk)
-            start += len(chunk)
-    return room
+            upto = min(stop, start + _READ_BYTES)
+            _keep(start, _pread(fd, start, upto), old, old_bytes)
+            start = upto
+    return True
+
+
+def _keep(offset: int, chunk: bytes, old: OldFile, old_bytes: OldBytes) -> None:
+    size = len(chunk)
+    zero = chunk[0] == 0 and chunk == bytes(size)
+    old.add(offset, size, zero=zero)
+    old_bytes.left -= size
+    if not zero:
+        old_bytes.put(chunk)
+
+
+def _pread(fd: int, start: int, end: int) -> bytes:
+    chunk = os.pread(fd, end - start, start)
+    while len(chunk) < end - start:
+        more = os.pread(fd, end - start - len(chunk), start + len(chunk))
+        if not more:
+            raise OSError(errno.EIO, "a file ended before its size")
+        chunk += more
+    return chunk
 
 
 def _data_from(fd: int, start: int, end: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ cannot be kept ends it, and it begins anew behind. What is old is dropped by who
 frames stay bounded. One thread.
 
 On disk, a record is a head (struct below), its span (which frames, which graves) and its payload, compressed; the
-checksum is of both.
+checksum is of both. Records in another format (another magic) are no records: the chain begins anew behind them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pathlib import Path
 from diffkeeper import atomic_files
 from diffkeeper.domain import errors, frames, positions
 from diffkeeper_replicator import undo_records
-from diffkeeper_replicator.undo_records import Record, Span
+from diffkeeper_replicator.undo_records import OldBytes, Record, Span
 
-_MAGIC = b"DKU1"
+_MAGIC = b"DKU2"
 _HEAD = struct.Struct("<4sII32s")  # magic, bytes of span, bytes of payload, checksum
 _SUFFIX = ".undo"
 _BEGINNING = "beginning"
 _SPAN_MAX_BYTES = 16 * 1024 * 1024
+_PARTS_MAX = 1024  # IOV_MAX
 # A segment is what retention drops at once.
 _SEGMENTS_IN_BOUND = 8
 
@@ -46,6 +47,8 @@ class Bounds:
 class _Segment:
     path: Path
     size: int
+    # The sequence of the frame before its first record.
+    before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,29 +119,31 @@ class UndoLog:
         self._note_beginning(tip)
         return graves
 
-    def append(self, record: Record) -> None:
+    def old_bytes(self) -> OldBytes:
+        """Takes the old bytes of the record that is appended next."""
+        return self._codec.old_bytes()
+
+    def append(self, record: Record, old_bytes: OldBytes) -> None:
         """Keep a record. Raises OSError when the disk does not take it; then nothing of it is kept."""
         assert self.tip == record.span.before, "the chain of undo records has no hole"
-        span, payload = undo_records.encode_span(record.span), self._codec.encode(record)
+        span, payload = undo_records.encode_span(record.span), old_bytes.finish(record)
+        payload_bytes = sum(map(len, payload))
         digest = undo_records.checksum(span, payload)
-        segment = self._writable(record.span.after.position)
+        segment = self._writable(record.span)
         at = segment.size
-        parts = (_HEAD.pack(_MAGIC, len(span), len(payload), digest), span, payload)
+        head = _HEAD.pack(_MAGIC, len(span), payload_bytes, digest)
         try:
-            done = os.pwritev(self._fd, parts, at)
-            whole = b"" if done == sum(map(len, parts)) else b"".join(parts)
-            while done < len(whole):
-                done += os.pwrite(self._fd, whole[done:], at + done)
+            _write_all(self._fd, [head, span, *payload], at)
             if self.bounds.durable:
                 os.fdatasync(self._fd)
         except OSError:
             os.ftruncate(self._fd, at)
             raise
-        segment.size = at + _HEAD.size + len(span) + len(payload)
-        self._kept.append(
-            _Kept(record.span, segment, at + _HEAD.size + len(span), span, len(payload), digest)
-        )
-        self.graves.update(_ids(record.span))
+        offset = at + _HEAD.size + len(span)
+        segment.size = offset + payload_bytes
+        self._kept.append(_Kept(record.span, segment, offset, span, payload_bytes, digest))
+        if record.span.graves:
+            self.graves.update(_ids(record.span))
         self.tip = record.span.after
 
     def spans_back(self) -> Iterator[Span]:
@@ -196,8 +201,8 @@ class UndoLog:
 
     def sync(self) -> None:
         """All that was kept so far is durable when this returns."""
-        if self._segments:
-            with open(self._segments[-1].path, "rb", buffering=0) as file:
+        for segment in self._segments:
+            with open(segment.path, "rb", buffering=0) as file:
                 os.fdatasync(file.fileno())
 
     def close(self) -> None:
@@ -230,20 +235,19 @@ class UndoLog:
         many = self.tip.position.sequence - first.sequence > self.bounds.frames
         return self.size_bytes + grave_bytes > self.bounds.size_bytes or (many and len(self._segments) > 1)
 
-    def _writable(self, position: positions.Position) -> _Segment:
+    def _writable(self, span: Span) -> _Segment:
+        position, before = span.after.position, span.before.position.sequence
         most = max(1, self.bounds.size_bytes // _SEGMENTS_IN_BOUND)
         full = not self._segments or self._segments[-1].size >= most
         if not full and self.bounds.frames:
-            first = next(kept for kept in self._kept if kept.segment is self._segments[-1])
-            covered = position.sequence - first.span.before.position.sequence
+            covered = position.sequence - self._segments[-1].before
             full = covered > max(1, self.bounds.frames // _SEGMENTS_IN_BOUND)
         if full:
-            self.sync()
             self._close()
             path = self._directory / f"{position.epoch:020d}-{position.sequence:020d}{_SUFFIX}"
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             atomic_files.fsync_directory(self._directory)
-            self._segments.append(_Segment(path, 0))
+            self._segments.append(_Segment(path, 0, before))
         elif self._fd < 0:
             self._fd = os.open(self._segments[-1].path, os.O_RDWR | os.O_CLOEXEC)
         return self._segments[-1]
@@ -257,6 +261,8 @@ class UndoLog:
                 kept = _read_kept(fd, segment, size)
                 if kept is None:
                     break
+                if not segment.size:
+                    segment.before = kept.span.before.position.sequence
                 segment.size = kept.offset + kept.payload_bytes
                 if self._kept and kept.span.before != self._kept[-1].span.after:
                     self._drop_all()  # it does not lead on from what is before
@@ -276,7 +282,7 @@ class UndoLog:
     def _read(self, kept: _Kept) -> Record:
         with open(kept.segment.path, "rb", buffering=0) as file:
             payload = os.pread(file.fileno(), kept.payload_bytes, kept.offset)
-        if undo_records.checksum(kept.span_bytes, payload) != kept.checksum:
+        if undo_records.checksum(kept.span_bytes, (payload,)) != kept.checksum:
             raise undo_records.damaged(f"the one of {kept.span.after.position} has another checksum")
         return self._codec.decode(kept.span, payload)
 
@@ -284,6 +290,17 @@ class UndoLog:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _write_all(fd: int, parts: list[bytes], offset: int) -> None:
+    for first in range(0, len(parts), _PARTS_MAX):
+        some = parts[first : first + _PARTS_MAX]
+        wanted = sum(map(len, some))
+        done = os.pwritev(fd, some, offset)
+        rest = b"" if done == wanted else b"".join(some)
+        while done < wanted:
+            done += os.pwrite(fd, rest[done:], offset + done)
+        offset += wanted
 
 
 def _ids(span: Span) -> list[int]:
@@ -301,6 +318,6 @@ def _read_kept(fd: int, segment: _Segment, size: int) -> _Kept | None:
         return None
     span = os.pread(fd, span_bytes, segment.size + _HEAD.size)
     last = offset + payload_bytes == size
-    if last and undo_records.checksum(span, os.pread(fd, payload_bytes, offset)) != digest:
+    if last and undo_records.checksum(span, (os.pread(fd, payload_bytes, offset),)) != digest:
         return None
     return _Kept(undo_records.decode_span(span), segment, offset, span, payload_bytes, digest)

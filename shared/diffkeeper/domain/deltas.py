@@ -78,6 +78,7 @@ FILE_ID_MAX = (1 << 63) - 1
 
 _HEAD = struct.Struct("<III")  # number of deltas, bytes of args, bytes of data
 _BYTES_PER_DELTA = 1 + 8 + 8 + 8 + 4
+_NO_ARGS = msgpack.packb([])
 _WRITE_OP = bytes([Op.WRITE])
 
 
@@ -212,6 +213,8 @@ def _unpack_args(packed: memoryview) -> list[Any]:
     """The list of argument lists, one at a time: six megabytes of nested empty lists would become half a
     gigabyte.
     """
+    if packed == _NO_ARGS:
+        return []  # as in nearly every frame
     unpacker = msgpack.Unpacker(
         raw=False,
         strict_map_key=True,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import struct
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,6 +267,8 @@ _KNOWN = frozenset(
 
 # An IntFlag keeps bits it does not know, so they are asked for one by one.
 _ALL_FLAGS = sum(Flag)
+# Looked up, because making one takes as long as the rest of a header.
+_FLAGS = {number: Flag(number) for number in range(_ALL_FLAGS + 1)}
 
 
 def _from_map(fields: Any) -> Header:
@@ -310,7 +313,7 @@ def _from_map(fields: Any) -> Header:
         fields["h1"],
         fields["n"],
         fields["sz"],
-        Flag(fields["fl"]),
+        _FLAGS[fields["fl"]],
         Fidelity(fields["fid"]),
         Codec(fields["cod"]),
         fields["key"],
@@ -330,14 +333,24 @@ def _body(frame: Frame) -> bytes:
             stated = zstandard.get_frame_parameters(packed).content_size
             if stated != announced:
                 raise _bad(f"its body states {stated} bytes and its header {announced}")
-            body = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(
-                packed, max_output_size=announced, allow_extra_data=False
-            )
+            body = _unpacker().decompress(packed, max_output_size=announced, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise _bad(f"its body cannot be decompressed ({error})") from error
     if len(body) != announced:
         raise _bad(f"its body has {len(body)} bytes and its header says {announced}")
     return body
+
+
+_OF_THREAD = threading.local()
+
+
+def _unpacker() -> zstandard.ZstdDecompressor:
+    """One a thread, used again: setting one up costs more than a small frame."""
+    try:
+        unpacker: zstandard.ZstdDecompressor = _OF_THREAD.unpacker
+    except AttributeError:
+        unpacker = _OF_THREAD.unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+    return unpacker
 
 
 def _no_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:

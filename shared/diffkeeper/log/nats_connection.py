@@ -21,6 +21,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from diffkeeper.domain import errors, limits
+from diffkeeper.log import large_payloads
 
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 5.0
@@ -236,6 +237,7 @@ class NatsConnection:
     async def _connect(self) -> Session:
         while True:
             client = Client()
+            client._ps = large_payloads.LargePayloads(client)
             session = Session(client)
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
