@@ -1,0 +1,83 @@
+"""``python -m diffkeeper.lazy.keeper FOLDER GROUP LOCK WORKER``: holds a group of events beside the worker that answers
+them, and starts another worker when that has died. It does nothing else, so nothing else can end it; when it is killed,
+the worker starts another keeper.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from diffkeeper.lazy.fanotify import Group
+
+ENDED = "ended"
+_PAUSE_S = 0.2
+
+
+def main() -> None:
+    folder, group, lock, worker = arguments()
+    while True:
+        _await_end(worker)
+        if (folder / ENDED).exists() or not folder.exists():
+            return
+        time.sleep(_PAUSE_S)
+        worker = start_worker(folder, group, lock)
+
+
+def arguments() -> tuple[Path, Group, int, int]:
+    """The folder, the group, the folder's lock, and the process that is watched. The descriptors stay here."""
+    folder, group, lock, watched = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    os.set_inheritable(group, False)
+    os.set_inheritable(lock, False)
+    return folder, Group(group), lock, watched
+
+
+def start_worker(folder: Path, group: Group, lock: int) -> int:
+    """With the caller as its keeper."""
+    return _start(folder, group, lock, "diffkeeper.lazy.worker", os.getpid())
+
+
+def watch(folder: Path, group: Group, lock: int, keeper: int) -> None:
+    """For the worker's thread: there is always a keeper."""
+    while True:
+        _await_end(keeper)
+        keeper = _start(folder, group, lock, "diffkeeper.lazy.keeper", os.getpid())
+
+
+def _start(folder: Path, group: Group, lock: int, module: str, watched: int) -> int:
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(folder), str(group.fd), str(lock), str(watched)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            pass_fds=(group.fd, lock),
+            start_new_session=True,
+        )
+    return process.pid
+
+
+def _await_end(pid: int) -> None:
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll()
+    finally:
+        os.close(fd)
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass  # somebody else's
+
+
+if __name__ == "__main__":
+    main()
