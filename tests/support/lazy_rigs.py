@@ -128,7 +128,10 @@ class LazyRig:
                     arguments = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
                 except OSError:
                     continue
-                if f"diffkeeper.lazy.{module}".encode() in arguments and os.fsencode(self.folder) in arguments:
+                if (
+                    f"diffkeeper.lazy.{module}".encode() in arguments
+                    and os.fsencode(self.folder) in arguments
+                ):
                     found.append(int(name))
         return found
 

@@ -13,8 +13,8 @@ import msgspec
 from aiohttp import web
 
 from diffkeeper import changes, http
-from diffkeeper.domain import chunks, deltas, errors, moments, retention
-from diffkeeper_replicator import diffs, history_measures, history_reports, history_streams
+from diffkeeper.domain import chunks, deltas, errors, moments, positions, retention
+from diffkeeper_replicator import diffs, history_measures, history_reports, history_streams, lazy_content
 from diffkeeper_replicator.histories import Histories
 from diffkeeper_replicator.path_index import Touch, Wanted
 from diffkeeper_replicator.pruning import Pruner
@@ -53,6 +53,8 @@ class HistoryApi:
                 web.get(f"{under}/moment", self.moment),
                 web.get(f"{under}/content", self.content),
                 web.get(f"{under}/restore", self.restore),
+                web.get(f"{under}/layout", self.layout),
+                web.get(f"{under}/range", self.range),
                 web.get(f"{under}/patch", self.patch),
                 web.get(f"{under}/replay", self.replay),
                 web.get(f"{under}/diff", self.diff),
@@ -183,6 +185,20 @@ class HistoryApi:
         chosen, skip, upto = choose(paths_of(request)), number(request, "skip") or 0, number(request, "upto")
         state = await self.in_thread(lambda: history.state_at(point.position, upto))
         return await self._changes(request, history_streams.restored(history, state, chosen, skip), point)
+
+    async def layout(self, request: web.Request) -> web.StreamResponse:
+        """As ``restore`` without contents: what a tree that is filled later is made of."""
+        point, history = await self._resolve(request, "when"), self.history(request)
+        chosen = choose(paths_of(request))
+        state = await self.in_thread(lambda: history.state_at(point.position))
+        return await self._changes(request, lazy_content.laid_out(history, state, chosen), point)
+
+    async def range(self, request: web.Request) -> web.Response:
+        """Bytes of files at a position, their digest first: ``part=`` key, offset and length, many times."""
+        history, parts = self.history(request), lazy_content.parts_of(request.query.getall("part", []))
+        position = positions.parse(request.query.get("when", ""))
+        data = await self.in_thread(lambda: lazy_content.read(history.state_at(position), parts))
+        return web.Response(body=data, content_type="application/octet-stream")
 
     async def patch(self, request: web.Request) -> web.StreamResponse:
         history = self.history(request)
@@ -331,8 +347,6 @@ def _wanted(request: web.Request) -> Wanted:
 
 
 def _sequence(after: str) -> int:
-    from diffkeeper.domain import positions
-
     return positions.parse(after).sequence
 
 

@@ -112,9 +112,7 @@ class Filler:
         self.marks.set_cut(nth, size)
         return True
 
-    def _put(
-        self, nth: int, fd: int, pieces: Sequence[tuple[int, int]], found: Sequence[memoryview]
-    ) -> None:
+    def _put(self, nth: int, fd: int, pieces: Sequence[tuple[int, int]], found: Sequence[memoryview]) -> None:
         with self._lock:
             before = os.fstat(fd)
             self._cut(nth, fd)

@@ -5,6 +5,7 @@ the worker starts another keeper.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
@@ -73,10 +74,8 @@ def _await_end(pid: int) -> None:
         poll.poll()
     finally:
         os.close(fd)
-    try:
+    with contextlib.suppress(ChildProcessError):  # somebody else's
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass  # somebody else's
 
 
 if __name__ == "__main__":

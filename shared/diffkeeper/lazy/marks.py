@@ -113,9 +113,7 @@ class Marks:
         bits = bytearray(size)
         for nth, file in enumerate(self._plan.files):
             first = self._first[nth]
-            wanted = {
-                unit for start, end in file.runs for unit in range(start // UNIT, -(-end // UNIT))
-            }
+            wanted = {unit for start, end in file.runs for unit in range(start // UNIT, -(-end // UNIT))}
             for unit in range(file.units):
                 if unit not in wanted:
                     bits[first + unit >> 3] |= 1 << (first + unit & 7)

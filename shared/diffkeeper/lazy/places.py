@@ -64,11 +64,8 @@ def is_idle(target: Path) -> bool:
 
 def hide(target: Path) -> bool:
     """Take the mount away; False when it is in use."""
-    if _libc.umount2(os.fsencode(target), 0) == 0:
-        return True
-    if ctypes.get_errno() in (errno.EINVAL, errno.ENOENT):
-        return True  # it is none
-    return False
+    # What is no mount is away already.
+    return _libc.umount2(os.fsencode(target), 0) == 0 or ctypes.get_errno() in (errno.EINVAL, errno.ENOENT)
 
 
 def discard(folder: Path, target: Path) -> None:

@@ -82,7 +82,9 @@ def read(path: Path) -> Plan:
     raw = path.read_bytes()
     if raw[:32] != blake3(raw[32:]).digest():
         raise errors.Corrupt(
-            f"{path} is not what was written; the tree stays closed", reason="plan-damaged", hint="restore again"
+            f"{path} is not what was written; the tree stays closed",
+            reason="plan-damaged",
+            hint="restore again",
         )
     fields: dict[str, Any] = msgpack.unpackb(raw[32:], raw=False)
     if fields["v"] != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import threading
@@ -68,6 +69,15 @@ class HttpSource:
             found.append(data[at : at + part.length])
             at += part.length
         return found
+
+    def unpin(self, tag: str) -> None:
+        """The moment need not be kept for this any more. Best done; a tag that stays keeps more than is needed."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection, where = self._connection(), self._local.where
+            path = f"/v1/volumes/{quote(where.volume, safe='')}/history/tags/{tag}"
+            connection.request("DELETE", path, headers={"Authorization": f"Bearer {where.token}"})
+            connection.getresponse().read(_ERROR_BYTES)
+        self._drop()
 
     def _ask(self, parts: Sequence[Part], wanted: int) -> bytes:
         query = [("part", f"{part.key}:{part.offset}:{part.length}") for part in parts]

@@ -36,12 +36,15 @@ _MOST_SYNCED = 2000
 
 
 class Note(msgspec.Struct, frozen=True):
-    """``note.json``. ``temporary``: when its mount is taken away nothing of it stays."""
+    """``note.json``. ``temporary``: when its mount is taken away nothing of it stays. ``pin``: the tag that keeps its
+    moment for so long.
+    """
 
     target: str
     background: bool
     read_only: bool
     temporary: bool
+    pin: str | None = None
     asked: dict[str, Any] = {}
 
 

@@ -39,17 +39,22 @@ def main() -> None:
     note = trees.read_note(folder)
     plan = plans.read(folder / "plan")
     mount_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    filler = Filler(plan, Marks(folder, plan), HttpSource(folder), mount_fd)
+    source = HttpSource(folder)
+    filler = Filler(plan, Marks(folder, plan), source, mount_fd)
     server = Server(group, filler, Inflight(folder), mount_fd)
     server.settle()
     threading.Thread(target=server.serve, name="events", daemon=True).start()
-    threading.Thread(target=keeper.watch, args=(folder, group, lock, watched), name="keeper", daemon=True).start()
-    os._exit(_Work(folder, note, server, filler).run())
+    threading.Thread(
+        target=keeper.watch, args=(folder, group, lock, watched), name="keeper", daemon=True
+    ).start()
+    os._exit(_Work(folder, note, server, filler, source).run())
 
 
 class _Work:
-    def __init__(self, folder: Path, note: trees.Note, server: Server, filler: Filler) -> None:
-        self._folder, self._note = folder, note
+    def __init__(
+        self, folder: Path, note: trees.Note, server: Server, filler: Filler, source: HttpSource
+    ) -> None:
+        self._folder, self._note, self._source = folder, note, source
         self._target, self._tree = Path(note.target), folder / trees.TREE
         self._server, self._filler = server, filler
         self._whole = threading.Event()
@@ -77,14 +82,18 @@ class _Work:
         if not places.is_shown(self._tree, self._target):
             return self._is_left()
         if self._whole.is_set() and places.is_idle(self._target):
+            if self._note.pin is not None:
+                self._source.unpin(self._note.pin)
             trees.end(self._folder, whole=True)
             return True
-        lost = self._server.lost_since
-        if lost is not None and time.monotonic() - lost > _GIVE_UP_S and places.is_idle(self._target):
-            if places.hide(self._target):
-                trees.end(self._folder, whole=False)
-                return True
+        if self._is_deserted() and places.hide(self._target):
+            trees.end(self._folder, whole=False)
+            return True
         return False
+
+    def _is_deserted(self) -> bool:
+        lost = self._server.lost_since
+        return lost is not None and time.monotonic() - lost > _GIVE_UP_S and places.is_idle(self._target)
 
     def _is_left(self) -> bool:
         """Somebody took the mount away: nobody can come in any more, and nobody was in it."""
@@ -93,6 +102,8 @@ class _Work:
             return True
         trees.end(self._folder, whole=False)
         if self._note.temporary:
+            if self._note.pin is not None:
+                self._source.unpin(self._note.pin)
             places.discard(self._folder, self._target)
         return True
 
