@@ -14,25 +14,23 @@ from diffkeeper.changes import Change
 from diffkeeper.domain import errors
 from diffkeeper.lazy import plans, sources
 from diffkeeper.lazy.sources import Part
-from diffkeeper_replicator import history_streams, state_changes
+from diffkeeper_replicator import state_changes
 from diffkeeper_replicator.extents import Extents
 from diffkeeper_replicator.states import State
-from diffkeeper_replicator.volume_history import VolumeHistory
 
 # Of one file: with more the smallest holes count as content.
 MOST_RUNS = 50_000
 _PART = re.compile(r"(\d{1,18}):(\d{1,18}):(\d{1,8})")
 
 
-def laid_out(history: VolumeHistory, state: State, chosen: state_changes.Chosen | None) -> Iterator[bytes]:
-    head = {"volume": history.volume, "position": str(state.position), "at_us": state.at_us}
-    head |= history_streams.size_of(state, chosen)
-    return history_streams.told(head, lambda: layout(state, chosen))
-
-
 def layout(state: State, chosen: state_changes.Chosen | None = None) -> Iterator[Change]:
     """``state_changes.restore`` with the runs of each file in the place of its content."""
     return state_changes.restore(state, chosen, content=_sparse)
+
+
+def bytes_of(state: State) -> int:
+    """How much content a state has."""
+    return sum(sum(extents.ends) - sum(extents.starts) for extents in state.files.values())
 
 
 def parts_of(texts: Sequence[str]) -> list[Part]:
