@@ -21,6 +21,8 @@ _BIND, _REC, _REMOUNT, _RDONLY, _PRIVATE = 0x1000, 0x4000, 0x20, 0x1, 1 << 18
 _EXPIRE, _DETACH = 4, 2
 _NEW_NAMESPACE = 0x20000
 _GET_FLAGS, _SET_FLAGS, _IMMUTABLE = 0x80086601, 0x40086602, 0x10
+# In the folder: the target was missing before.
+_MADE = "target-made"
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
     ctypes.c_char_p,
@@ -39,7 +41,9 @@ def show(tree: Path, target: Path, *, read_only: bool) -> None:
     """Mount the tree onto the target, which is closed beneath. Raises OSError."""
     if is_shown(tree, target):
         return
-    target.mkdir(exist_ok=True)
+    if not target.exists():
+        (tree.parent / _MADE).touch()
+        target.mkdir()
     _set_immutable(target, True)
     _mount(tree, target, _BIND)
     _mount(None, target, _PRIVATE)
@@ -69,9 +73,9 @@ def hide(target: Path) -> bool:
 
 
 def discard(folder: Path, target: Path) -> None:
-    """Nothing of it stays, the empty target included."""
+    """Nothing of it stays, the empty target included where it was made for it."""
     _set_immutable(target, False)
-    if target.is_dir():
+    if (folder / _MADE).exists() and target.is_dir():
         target.rmdir()
     shutil.rmtree(folder)
 

@@ -60,8 +60,8 @@ def create(volume: str, name: str, at: str, directory: Path, form: str) -> exits
     found = client.Control.of(directory).history(volume, f"branches/{name}", method="PUT", body={"when": at})
     where = when.resolved(found["position"], found["at_us"])
     answer = output.Answer(
-        f"Branch {name} of {volume} at {where} is in {found['path']}{_HOW[found['how']]}."
-        + (f" It was copied because {found['why_not_lazy']}." if found["why_not_lazy"] else ""),
+        f"Branch {name} of {volume} at {where} is in {found['path']}{_HOW[found.get('how', 'copied')]}."
+        + (f" It was copied because {found['why_not_lazy']}." if found.get("why_not_lazy") else ""),
         found,
         names=[found["path"]],
     )
