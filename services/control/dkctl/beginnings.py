@@ -17,6 +17,10 @@ def lay(control: client.Control, directory: Path, volume: str, path: Path | None
         raise click.UsageError("--from needs --path DIR, a new or empty directory.")
     target = path.absolute()
     _check_free_name(control, volume)
+    work = lazily.Lazily(control, directory, source, target)
+    asked = {"volume": source, "at": at, "run": volume}
+    if work.goes_on(asked):
+        return
     when.need_free(target, "name a new or empty directory with --path")
     target.parent.mkdir(parents=True, exist_ok=True)
     why_not = lazily.why_not(target)
@@ -24,10 +28,6 @@ def lay(control: client.Control, directory: Path, volume: str, path: Path | None
         output.say(f"all of {source} is restored before the program starts: {why_not}")
         head = when.fill(control, source, target, [("when", at)])
     else:
-        work = lazily.Lazily(control, directory, source, target)
-        asked = {"volume": source, "at": at, "run": volume}
-        if work.goes_on(asked):
-            return
         head = work.start(at, [], asked)
     output.say(f"beginning with {source} at {when.resolved(head['position'], head['at_us'])} in {target}")
 

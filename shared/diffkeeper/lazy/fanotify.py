@@ -45,7 +45,7 @@ _libc.fanotify_mark.argtypes = (
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``fd`` is the file, open for reading and writing; whoever takes the event answers it once."""
+    """``fd`` is the file, open as the group says; whoever takes the event answers it once."""
 
     fd: int
     offset: int
@@ -62,10 +62,14 @@ class Group:
         self.fd = fd
 
     @classmethod
-    def make(cls) -> Group:
-        """Raises OSError where the kernel has no pre-content events, or the rights lack."""
+    def make(cls, *, read_only: bool = False) -> Group:
+        """``read_only``: events' descriptors are, as they have to be where files are seen through a mount that is.
+
+        Raises OSError where the kernel has no pre-content events, or the rights lack.
+        """
         flags = _CLASS_PRE_CONTENT | _CLOEXEC | _UNLIMITED_QUEUE | _UNLIMITED_MARKS | _REPORT_TID
-        fd = _libc.fanotify_init(flags, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_LARGEFILE", 0))
+        how = os.O_RDONLY if read_only else os.O_RDWR
+        fd = _libc.fanotify_init(flags, how | os.O_CLOEXEC | getattr(os, "O_LARGEFILE", 0))
         if fd < 0:
             raise _os_error("fanotify_init")
         return cls(fd)

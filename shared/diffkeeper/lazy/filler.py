@@ -2,7 +2,7 @@
 
 A copy goes through a mapping of the file, never by writing: a mapping cannot make a file longer, so a program that cuts
 the file off meanwhile keeps it cut off. The bytes come into the mapping by a read of the kernel's, which gives an error
-where the file has ended; Python storing them itself would be killed.
+where the file has ended; a store of our own would be killed there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,19 @@ from diffkeeper.lazy.sources import MOST_BYTES, Part, Source
 # Files whose bytes are not known to be on disk; with more of them the whole file system is synced.
 _MOST_TOUCHED = 128
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_size_t
+_libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.pread.restype = ctypes.c_ssize_t
+_libc.pread.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64)
+_FAILED = ctypes.c_size_t(-1).value
 
 
 class Filler:
@@ -147,23 +160,26 @@ class Filler:
             start = os.lseek(fd, data, os.SEEK_HOLE)
 
     def _copy(self, fd: int, offset: int, data: memoryview) -> None:
-        base = offset - offset % mmap.ALLOCATIONGRANULARITY
+        base = offset - offset % mmap.PAGESIZE
+        length = offset - base + len(data)
         scratch = self._memory()
         os.pwrite(scratch, data, 0)
+        # By ctypes, which lets other threads go on: one of them answers for the event that this may make.
+        mapped = _libc.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, base)
+        if mapped == _FAILED:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         try:
-            mapped = mmap.mmap(fd, offset - base + len(data), offset=base)
-        except ValueError:
-            return  # it was cut off just now, which its next event shows
-        with mapped, memoryview(mapped) as view:
             done = 0
             while done < len(data):
-                with view[offset - base + done : offset - base + len(data)] as into:
-                    try:
-                        done += os.preadv(scratch, [into], done)
-                    except OSError as error:
-                        if error.errno != errno.EFAULT or os.fstat(fd).st_size >= offset + len(data):
-                            raise
-                        return  # the same, a moment later
+                count = _libc.pread(scratch, mapped + offset - base + done, len(data) - done, done)
+                if count <= 0:
+                    code = ctypes.get_errno()
+                    if code == errno.EFAULT and os.fstat(fd).st_size < offset + len(data):
+                        return  # it was cut off just now, which its next event shows
+                    raise OSError(code, os.strerror(code))
+                done += count
+        finally:
+            _libc.munmap(mapped, length)
 
     def _memory(self) -> int:
         fd: int | None = getattr(self._scratch, "fd", None)

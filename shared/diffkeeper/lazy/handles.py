@@ -23,9 +23,9 @@ def of(fd: int) -> bytes:
     return buffer.raw[: _HEAD.size + length]
 
 
-def open_file(mount_fd: int, handle: bytes) -> int | None:
-    """The file open for reading; None when it is no more. ``mount_fd`` is anything on its file system."""
-    fd = _libc.open_by_handle_at(mount_fd, handle, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+def open_file(mount_fd: int, handle: bytes, mode: int = os.O_RDONLY) -> int | None:
+    """The file; None when it is no more. ``mount_fd`` is anything on its file system."""
+    fd = _libc.open_by_handle_at(mount_fd, handle, mode | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     if fd >= 0:
         return int(fd)
     if ctypes.get_errno() in (errno.ESTALE, errno.ENOENT):

@@ -18,7 +18,7 @@ from pathlib import Path
 from diffkeeper.domain import errors
 
 _BIND, _REC, _REMOUNT, _RDONLY, _PRIVATE = 0x1000, 0x4000, 0x20, 0x1, 1 << 18
-_EXPIRE, _DETACH = 4, 2
+_DETACH = 2
 _NEW_NAMESPACE = 0x20000
 _GET_FLAGS, _SET_FLAGS, _IMMUTABLE = 0x80086601, 0x40086602, 0x10
 # In the folder: the target was missing before.
@@ -58,12 +58,20 @@ def is_shown(tree: Path, target: Path) -> bool:
         return False
 
 
-def is_idle(target: Path) -> bool:
-    """Whether no process has anything of the mount."""
-    # The first call with this flag only marks the mount.
-    if _libc.umount2(os.fsencode(target), _EXPIRE) == 0:
-        raise AssertionError("asked twice in a row without a use between")
-    return ctypes.get_errno() == errno.EAGAIN
+def is_left_alone(target: Path) -> bool:
+    """Whether no process stands in the mount. What it has open goes on by itself when the mount goes; a working
+    directory would have no name any more.
+    """
+    inside = f"{target}/"
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        for word in ("cwd", "root"):
+            try:
+                stands = os.readlink(f"/proc/{pid}/{word}")
+            except OSError:
+                continue  # it has ended
+            if f"{stands}/".startswith(inside):
+                return False
+    return True
 
 
 def hide(target: Path) -> bool:

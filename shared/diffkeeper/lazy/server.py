@@ -1,8 +1,9 @@
 """Answers who waits for a file, and fills what nobody waits for.
 
-One thread takes events; what is filled already is allowed at once, the rest goes to a pool. The background cannot write
-to a file by itself, for that would make events: it reads a byte, takes the descriptor of its own event, and fills
-through that.
+One thread takes events; what is filled already is allowed at once, the rest goes to a pool. The background would make
+events if it opened a file by itself: it reads a byte, takes the descriptor of its own event, and fills through that.
+Where events' descriptors cannot be written to, because the files are seen through a read-only mount, the filling
+opens the files itself, and the events of its own threads are allowed unseen.
 """
 
 from __future__ import annotations
@@ -38,9 +39,14 @@ _log = logging.getLogger("diffkeeper.lazy")
 
 
 class Server:
-    def __init__(self, group: Group, filler: Filler, inflight: Inflight, mount_fd: int) -> None:
+    def __init__(
+        self, group: Group, filler: Filler, inflight: Inflight, mount_fd: int, *, by_itself: bool
+    ) -> None:
         self._group, self._filler, self._inflight = group, filler, inflight
         self._mount_fd = mount_fd
+        self._by_itself = by_itself
+        # Threads that fill, where they do it by themselves.
+        self._fillers: set[int] = set()
         self._by_inode = {file.inode: nth for nth, file in enumerate(filler.plan.files) if file.runs}
         self._pool = ThreadPoolExecutor(THREADS, "fill")
         self._places = threading.Semaphore(THREADS * 4)
@@ -85,6 +91,9 @@ class Server:
 
     def _take(self, event: Event) -> tuple[int, Event, int] | None:
         """What has to be worked for: its slot, itself, and its file."""
+        if event.tid in self._fillers:
+            self._answer(event.fd, allowed=True)
+            return None
         if event.tid in self._own:
             self._own[event.tid] = os.dup(event.fd)
             self._answer(event.fd, allowed=True)
@@ -102,8 +111,11 @@ class Server:
     def _work(self, slot: int, event: Event, nth: int) -> None:
         allowed = False
         try:
-            allowed = self._fill(nth, event.fd, event.offset, event.count)
-            if allowed and _may_punch(event.tid):
+            if self._by_itself:
+                allowed = self._fill_by_itself(nth, event.offset, event.count)
+            else:
+                allowed = self._fill(nth, event.fd, event.offset, event.count)
+            if allowed and not self._by_itself and _may_punch(event.tid):
                 self.sync()
         except Exception:  # noqa: BLE001  who waits must get an answer, and the log the reason
             _log.exception("an event could not be served")
@@ -127,6 +139,15 @@ class Server:
             _log.exception("an event of the worker before could not be served")
         finally:
             self._end(slot, fd, allowed=allowed)
+
+    def _fill_by_itself(self, nth: int, offset: int, count: int) -> bool:
+        fd = self.descriptor(nth)
+        if fd is None:
+            return True
+        try:
+            return self._fill(nth, fd, offset, count)
+        finally:
+            os.close(fd)
 
     def _end(self, slot: int, fd: int, *, allowed: bool) -> None:
         # The number is given back last: a successor must not answer one that stands for another event by then.
@@ -168,7 +189,10 @@ class Server:
     # -- the background --------------------------------------------------------------------------------------
 
     def descriptor(self, nth: int) -> int | None:
-        """The file, open so that what is done through it makes no events; None when it is no more."""
+        """The file, open so that what this thread does through it is not stopped; None when it is no more."""
+        if self._by_itself:
+            self._fillers.add(threading.get_native_id())
+            return handles.open_file(self._mount_fd, self._filler.plan.files[nth].handle, os.O_RDWR)
         plain = handles.open_file(self._mount_fd, self._filler.plan.files[nth].handle)
         if plain is None:
             return None

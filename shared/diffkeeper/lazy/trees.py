@@ -82,7 +82,7 @@ def make(target: Path, stream: Iterable[Change], where: sources.Address, note: N
     folder.mkdir(mode=0o700)
     try:
         lock = _lock(folder)
-        group = Group.make()
+        group = Group.make(read_only=note.read_only)
     except BaseException:
         shutil.rmtree(folder)
         raise
@@ -125,18 +125,18 @@ def _make(
     plans.write(folder / "plan", plan)
     sources.write(folder, where)
     atomic_files.write_bytes(folder / "note.json", msgspec.json.encode(note))
-    _make_durable(folder, plan)
     try:
         places.show(tree, target, read_only=note.read_only)
     except OSError as error:
         raise errors.Refused(
             f"the tree cannot be shown at {target}: {error.strerror}", reason="not-mounted"
         ) from error
+    _make_durable(folder, plan)
     return Made(len(files), plan.bytes, left_out)
 
 
 def _make_durable(folder: Path, plan: plans.Plan) -> None:
-    """Every name and size of the tree is on disk before anybody can use it."""
+    """Every name and size of the tree is on disk before anything of it is filled, and so before it is used."""
     tree = os.fsencode(folder / TREE)
     with contextlib.closing(Marks(folder, plan)) as marks:
         if len(plan.files) > _MOST_SYNCED:
@@ -193,11 +193,12 @@ def resume(target: Path, where: sources.Address | None = None) -> bool:
         plan = _usable_plan(folder, target)
         (folder / keeper.ENDED).unlink(missing_ok=True)
         Inflight(folder).forget_all()
-        group = Group.make()
+        read_only = read_note(folder).read_only
+        group = Group.make(read_only=read_only)
         try:
             _mark_again(folder, plan, group)
+            places.show(folder / TREE, target, read_only=read_only)
             keeper.start_worker(folder, group, lock)
-            places.show(folder / TREE, target, read_only=read_note(folder).read_only)
         finally:
             group.close()
         return True

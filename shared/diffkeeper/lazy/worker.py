@@ -41,7 +41,7 @@ def main() -> None:
     mount_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     source = HttpSource(folder)
     filler = Filler(plan, Marks(folder, plan), source, mount_fd)
-    server = Server(group, filler, Inflight(folder), mount_fd)
+    server = Server(group, filler, Inflight(folder), mount_fd, by_itself=note.read_only)
     server.settle()
     threading.Thread(target=server.serve, name="events", daemon=True).start()
     threading.Thread(
@@ -81,7 +81,7 @@ class _Work:
     def _is_over(self) -> bool:
         if not places.is_shown(self._tree, self._target):
             return self._is_left()
-        if self._whole.is_set() and places.is_idle(self._target):
+        if self._whole.is_set() and places.is_left_alone(self._target):
             if self._note.pin is not None:
                 self._source.unpin(self._note.pin)
             trees.end(self._folder, whole=True)
@@ -93,7 +93,7 @@ class _Work:
 
     def _is_deserted(self) -> bool:
         lost = self._server.lost_since
-        return lost is not None and time.monotonic() - lost > _GIVE_UP_S and places.is_idle(self._target)
+        return lost is not None and time.monotonic() - lost > _GIVE_UP_S
 
     def _is_left(self) -> bool:
         """Somebody took the mount away: nobody can come in any more, and nobody was in it."""
