@@ -5,7 +5,6 @@ the worker starts another keeper.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import subprocess
@@ -50,17 +49,18 @@ def watch(folder: Path, group: Group, lock: int, keeper: int) -> None:
 
 
 def _start(folder: Path, group: Group, lock: int, module: str, watched: int) -> int:
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, str(folder), str(group.fd), str(lock), str(watched)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            pass_fds=(group.fd, lock),
-            start_new_session=True,
-        )
-    return process.pid
+    """Its process number. It is no child of the caller's, who may end before it or live much longer."""
+    argv = [sys.executable, "-m", module, str(folder), str(group.fd), str(lock), str(watched)]
+    started = subprocess.run(
+        ["/bin/sh", "-c", '"$@" </dev/null >>"$0" 2>&1 & echo $!', str(folder / "log"), *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        cwd="/",
+        pass_fds=(group.fd, lock),
+        start_new_session=True,
+        check=True,
+    )
+    return int(started.stdout)
 
 
 def _await_end(pid: int) -> None:
@@ -74,8 +74,6 @@ def _await_end(pid: int) -> None:
         poll.poll()
     finally:
         os.close(fd)
-    with contextlib.suppress(ChildProcessError):  # somebody else's
-        os.waitpid(pid, os.WNOHANG)
 
 
 if __name__ == "__main__":
