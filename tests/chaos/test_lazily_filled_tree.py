@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.disaster]
 
 BIG = b"data/big"
 SIZES = {BIG: 40 << 20, b"data/odd": 1_234_567, b"data/small": 17, b"empty": 0}
-PATIENCE_S = 90
+PATIENCE_S = 30
 
 
 @pytest.fixture

@@ -149,7 +149,9 @@ class LazyRig:
         return not self.folder.exists() and self.target.is_dir()
 
     def close(self) -> None:
-        await_that(lambda: self._is_ended(), 20, "the end of the filler")
+        if (self.folder / "log").exists():
+            print((self.folder / "log").read_text()[-4000:])  # noqa: T201  shown with a failure
+        await_that(self._is_ended, 20, "the end of the filler")
         places.hide(self.target)
         if self.folder.exists():
             places.discard(self.folder, self.target)

@@ -16,6 +16,7 @@ from diffkeeper.lazy.fanotify import Group
 
 ENDED = "ended"
 _PAUSE_S = 0.2
+_WORKER, _KEEPER = "diffkeeper.lazy.worker", "diffkeeper.lazy.keeper"
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
         if (folder / ENDED).exists() or not folder.exists():
             return
         time.sleep(_PAUSE_S)
-        worker = start_worker(folder, group, lock)
+        worker = _start(folder, group, lock, _WORKER, os.getpid())
 
 
 def arguments() -> tuple[Path, Group, int, int]:
@@ -36,16 +37,17 @@ def arguments() -> tuple[Path, Group, int, int]:
     return folder, Group(group), lock, watched
 
 
-def start_worker(folder: Path, group: Group, lock: int) -> int:
-    """With the caller as its keeper."""
-    return _start(folder, group, lock, "diffkeeper.lazy.worker", os.getpid())
+def start_worker(folder: Path, group: Group, lock: int) -> None:
+    """It starts a keeper for itself. The caller may let go of both when this returns."""
+    _start(folder, group, lock, _WORKER, 0)
 
 
 def watch(folder: Path, group: Group, lock: int, keeper: int) -> None:
     """For the worker's thread: there is always a keeper."""
     while True:
-        _await_end(keeper)
-        keeper = _start(folder, group, lock, "diffkeeper.lazy.keeper", os.getpid())
+        if keeper:
+            _await_end(keeper)
+        keeper = _start(folder, group, lock, _KEEPER, os.getpid())
 
 
 def _start(folder: Path, group: Group, lock: int, module: str, watched: int) -> int:
