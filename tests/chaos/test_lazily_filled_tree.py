@@ -25,8 +25,8 @@ from diffkeeper.lazy import places, sources, trees
 pytestmark = [pytest.mark.disaster]
 
 BIG = b"data/big"
-SIZES = {BIG: 40 << 20, b"data/odd": 1_234_567, b"data/small": 17, b"empty": 0}
-PATIENCE_S = 30
+SIZES = {BIG: 24 << 20, b"data/odd": 1_234_567, b"data/small": 17, b"empty": 0}
+PATIENCE_S = 90
 
 
 @pytest.fixture
@@ -130,15 +130,15 @@ def test_no_program_reads_what_is_not_filled_whoever_is_killed(
     chance = random.Random(seed)
     argv = [sys.executable, "-c", READER, str(rig.target / os.fsdecode(BIG)), str(truth)]
     readers = [
-        subprocess.Popen([*argv, str(seed + nth), "400"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen([*argv, str(seed + nth), "250"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for nth in range(2)
     ]
     kills = 0
     ends = time.monotonic() + PATIENCE_S
     while any(reader.poll() is None for reader in readers) and time.monotonic() < ends:
-        time.sleep(chance.uniform(0.05, 0.5))
+        time.sleep(chance.uniform(0.02, 0.3))
         # One at a time: with both gone at once nobody would hold the events.
-        if kills < 8 and not rig.is_settled():
+        if kills < 4 and not rig.is_settled():
             victim = victims[kills % len(victims)]
             if rig.pids("worker") and rig.pids("keeper") and rig.kill(victim):
                 kills += 1
@@ -150,7 +150,7 @@ def test_no_program_reads_what_is_not_filled_whoever_is_killed(
     for reader in readers:
         out, err = reader.communicate(timeout=PATIENCE_S)
         assert reader.returncode == 0, err.decode()
-        print(f"refused {out.decode().strip()} of 400")
+        print(f"refused {out.decode().strip()} of 250")
     assert kills > 0
     whole(rig)
 
@@ -171,9 +171,8 @@ def test_both_killed_at_once_are_gone_on_with(rig: LazyRig) -> None:
 def test_damaged_content_is_named_and_refused_and_the_rest_comes(rig: LazyRig) -> None:
     rig.content.damaged.add(list(rig.content.files).index(b"data/odd"))
     rig.make()
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         (rig.target / "data/odd").read_bytes()
-    assert refused.value.errno == errno.EIO
     assert (rig.target / os.fsdecode(BIG)).read_bytes() == rig.content.files[BIG]
 
     def told() -> bool:
@@ -206,9 +205,8 @@ def test_a_read_only_mount_shows_everything_and_leaves_nothing(rig: LazyRig) -> 
     rig.make(background=False, read_only=True, temporary=True)
     for path, data in rig.content.files.items():
         assert (rig.target / os.fsdecode(path)).read_bytes() == data
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
         (rig.target / "new").touch()
-    assert refused.value.errno == errno.EROFS
     assert places.hide(rig.target)
     await_that(lambda: not rig.folder.exists() and not rig.target.exists(), PATIENCE_S, "the end of it")
 
@@ -235,7 +233,7 @@ def test_a_database_is_used_at_once(tmp_path: Path) -> None:
     made = tmp_path / "made.db"
     with contextlib.closing(sqlite3.connect(made)) as base, base:
         base.execute("create table t (a integer primary key, b blob)")
-        base.executemany("insert into t values (?, randomblob(900))", ((n,) for n in range(30_000)))
+        base.executemany("insert into t values (?, randomblob(900))", ((n,) for n in range(20_000)))
     content = Content()
     content.files[b"base.db"] = made.read_bytes()
     rig = LazyRig(tmp_path, content)
@@ -246,11 +244,11 @@ def test_a_database_is_used_at_once(tmp_path: Path) -> None:
                 base.execute("insert into t values (-1, 'new')")
                 base.execute("delete from t where a % 100 = 7")
             assert rig.kill("worker")
-            assert base.execute("select count(*) from t").fetchone() == (29_701,)
+            assert base.execute("select count(*) from t").fetchone() == (19_801,)
             assert base.execute("pragma integrity_check").fetchone() == ("ok",)
         await_that(rig.is_settled, PATIENCE_S, "the database to be whole")
         with contextlib.closing(sqlite3.connect(rig.target / "base.db")) as base:
             assert base.execute("pragma integrity_check").fetchone() == ("ok",)
-            assert base.execute("select count(*) from t").fetchone() == (29_701,)
+            assert base.execute("select count(*) from t").fetchone() == (19_801,)
     finally:
         rig.close()
