@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffkeeper.lazy import handles
+
 PRE_ACCESS = 0x0010_0000
 _Q_OVERFLOW = 0x4000
 _CLOEXEC, _CLASS_PRE_CONTENT, _UNLIMITED_QUEUE, _UNLIMITED_MARKS, _REPORT_TID = 0x01, 0x08, 0x10, 0x20, 0x100
@@ -137,6 +139,9 @@ def why_not(directory: Path) -> str | None:
         try:
             group.mark(fd)
             group.unmark(fd)
+            again = handles.open_file(fd, handles.of(fd))
+            assert again is not None, "it is open"
+            os.close(again)
         finally:
             os.close(fd)
             os.unlink(probe)

@@ -20,7 +20,7 @@ from diffkeeper.lazy.plans import UNIT, File, Plan
 from diffkeeper.lazy.sources import MOST_BYTES, Part, Source
 
 # Files whose bytes are not known to be on disk; with more of them the whole file system is synced.
-_MOST_TOUCHED = 128
+_MOST_TOUCHED = 200
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_size_t
 _libc.mmap.argtypes = (
@@ -106,6 +106,11 @@ class Filler:
                 if nth not in whole:
                     os.close(fd)
             return [(nth, touched[nth]) for nth in whole]
+
+    @property
+    def touched(self) -> int:
+        """How many files were filled in since the last ``sync``."""
+        return len(self._touched)
 
     def missing_bytes(self) -> int:
         """About how much is still to come."""

@@ -30,6 +30,8 @@ THREADS = 8
 # Who waits for a source that does not answer gets an error after this.
 PATIENCE_S = 30.0
 _RETRY_S = 0.2
+# Files whose bytes are not known to be on disk: each holds a descriptor.
+_SYNCED_AT = 100
 # How long the background gives way to who waits, at most.
 _GIVE_WAY_S = 0.02
 # Calls that may make a hole where something was filled a moment ago.
@@ -169,6 +171,8 @@ class Server:
             try:
                 self._filler.ensure(nth, fd, offset, offset + count)
                 self.lost_since = None
+                if self._filler.touched > _SYNCED_AT:
+                    self.sync()
                 return True
             except errors.Transient as error:
                 self.lost_since = self.lost_since or time.monotonic()
