@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -118,12 +119,23 @@ print(refused)
 """
 
 
+def go_slowly(rig: LazyRig) -> None:
+    """The background stays busy with one more file, which comes first, until ``content.slow`` is cleared."""
+    rig.content.files[b"data/slow"] = random.Random(1).randbytes(60 << 20)
+    rig.content.slow[b"data/slow"] = 1.5
+
+
+def has_another(rig: LazyRig, victim: str, killed: set[int]) -> bool:
+    return bool(set(rig.pids(victim)) - killed) or not rig.folder.exists()
+
+
 @pytest.mark.parametrize("victims", [("worker",), ("keeper",), ("worker", "keeper")])
 def test_no_program_reads_what_is_not_filled_whoever_is_killed(
     rig: LazyRig, tmp_path: Path, seed: int, victims: tuple[str, ...]
 ) -> None:
     """An event that a killed worker had taken in that instant may be refused; nothing is ever wrong."""
     rig.content.delay_s = 0.002
+    go_slowly(rig)
     truth = tmp_path / "truth"
     truth.write_bytes(rig.content.files[BIG])
     rig.make()
@@ -133,36 +145,39 @@ def test_no_program_reads_what_is_not_filled_whoever_is_killed(
         subprocess.Popen([*argv, str(seed + nth), "250"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for nth in range(2)
     ]
-    kills = 0
-    ends = time.monotonic() + PATIENCE_S
-    while any(reader.poll() is None for reader in readers) and time.monotonic() < ends:
-        time.sleep(chance.uniform(0.02, 0.3))
-        # One at a time: with both gone at once nobody would hold the events.
-        if kills < 4 and not rig.is_settled():
-            victim = victims[kills % len(victims)]
-            if rig.pids("worker") and rig.pids("keeper") and rig.kill(victim):
-                kills += 1
-                await_that(
-                    lambda victim=victim: bool(rig.pids(victim)) or not rig.folder.exists(),  # type: ignore[misc]
-                    PATIENCE_S,
-                    f"another {victim}",
-                )
-    for reader in readers:
-        out, err = reader.communicate(timeout=PATIENCE_S)
-        assert reader.returncode == 0, err.decode()
-        print(f"refused {out.decode().strip()} of 250")
+    try:
+        kills = 0
+        ends = time.monotonic() + PATIENCE_S
+        while any(reader.poll() is None for reader in readers) and time.monotonic() < ends:
+            time.sleep(chance.uniform(0.02, 0.3))
+            # One at a time: with both gone at once nobody would hold the events.
+            if kills < 4 and not rig.is_settled() and rig.pids("worker") and rig.pids("keeper"):
+                victim = victims[kills % len(victims)]
+                killed = rig.kill(victim)
+                kills += bool(killed)
+                await_that(partial(has_another, rig, victim, killed), PATIENCE_S, f"another {victim}")
+        for reader in readers:
+            out, err = reader.communicate(timeout=PATIENCE_S)
+            assert reader.returncode == 0, err.decode()
+            print(f"refused {out.decode().strip()} of 250")
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.communicate()
     assert kills > 0
+    rig.content.slow.clear()
     whole(rig)
 
 
 def test_both_killed_at_once_are_gone_on_with(rig: LazyRig) -> None:
-    rig.content.delay_s = 0.005
+    go_slowly(rig)
     rig.make()
     small = rig.target / "data/small"
     small.write_bytes(b"the program's own")
     rig.content.files[b"data/small"] = b"the program's own"
-    await_that(lambda: not (rig.kill("keeper") | rig.kill("worker")), 20, "their end")
+    rig.end_both()
     where = sources.Address("orders", "1.1", rig.served.address, "")
+    rig.content.slow.clear()
     assert trees.resume(rig.target, where)
     assert not trees.resume(rig.target, where), "one works already"
     whole(rig)
@@ -213,15 +228,15 @@ def test_a_read_only_mount_shows_everything_and_leaves_nothing(rig: LazyRig) -> 
 
 def test_the_target_is_closed_when_the_mount_is_gone(rig: LazyRig) -> None:
     """As after a power cut: what is not filled is not to be had by its name."""
-    rig.content.delay_s = 0.2
+    go_slowly(rig)
     rig.make()
-    await_that(lambda: not (rig.kill("keeper") | rig.kill("worker")), 20, "their end")
+    rig.end_both()
     assert places.hide(rig.target)
     assert list(rig.target.iterdir()) == []
     with contextlib.suppress(PermissionError):
         (rig.target / "initialised").touch()
         pytest.skip("this file system cannot close a directory for root")
-    rig.content.delay_s = 0
+    rig.content.slow.clear()
     assert trees.resume(rig.target)
     whole(rig)
 
@@ -243,7 +258,7 @@ def test_a_database_is_used_at_once(tmp_path: Path) -> None:
             with base:
                 base.execute("insert into t values (-1, 'new')")
                 base.execute("delete from t where a % 100 = 7")
-            assert rig.kill("worker")
+            rig.kill("worker")
             assert base.execute("select count(*) from t").fetchone() == (19_801,)
             assert base.execute("pragma integrity_check").fetchone() == ("ok",)
         await_that(rig.is_settled, PATIENCE_S, "the database to be whole")

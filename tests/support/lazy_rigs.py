@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.server
 import json
 import os
@@ -32,6 +33,8 @@ class Content:
         # Keys of which nothing good is left.
         self.damaged: set[int] = set()
         self.delay_s = 0.0
+        # Of one file, by its path.
+        self.slow: dict[bytes, float] = {}
         self.asked = 0
 
     def stream(self) -> Iterator[Change]:
@@ -52,6 +55,7 @@ class Content:
 
     def part(self, text: str) -> bytes:
         key, offset, length = map(int, text.split(":"))
+        time.sleep(self.slow.get(list(self.files)[key], 0.0))
         if key in self.damaged:
             raise errors.Corrupt(f"chunk of file {key} is damaged", reason="chunk-damaged")
         return self._told[key][offset : offset + length]
@@ -138,15 +142,32 @@ class LazyRig:
                     found.append(int(name))
         return found
 
-    def kill(self, module: str) -> bool:
-        killed = False
+    def kill(self, module: str) -> set[int]:
+        """Those that were killed."""
+        killed = set()
         for pid in self.pids(module):
             try:
                 os.kill(pid, signal.SIGKILL)
-                killed = True
+                killed.add(pid)
             except ProcessLookupError:
                 continue
         return killed
+
+    def end_both(self) -> None:
+        """Worker and keeper are gone, and whoever was about to start another."""
+        await_that(
+            lambda: not (self.kill("keeper") | self.kill("worker")) and self._is_unlocked(),
+            20,
+            "the end of the fillers",
+        )
+
+    def _is_unlocked(self) -> bool:
+        with (self.folder / "lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
 
     def is_settled(self) -> bool:
         return not self.folder.exists() and self.target.is_dir()
@@ -164,7 +185,8 @@ class LazyRig:
         if self.folder.exists():
             (self.folder / "ended").touch()
         # The keeper would start another worker, and the worker another keeper.
-        return not (self.kill("keeper") | self.kill("worker"))
+        gone = not (self.kill("keeper") | self.kill("worker"))
+        return gone and (not (self.folder / "lock").exists() or self._is_unlocked())
 
 
 def await_that(what: Callable[[], bool], seconds: float, said: str) -> None:
