@@ -7,6 +7,7 @@ A stream is a run of records, each a 32-bit length and a msgpack list that begin
     link    old, new         rename old, new, swap   unlink path        rmdir path
     write   path, offset, data                       truncate path, size
     punch   path, offset, length
+    sparse  path, key, size, runs                    a file without its content: runs are pairs of 64-bit start, end
     owner   path, mode, uid, gid                     times path, atime ns or None, mtime ns or None
     xattr   path, name, value or None
     digest  path, BLAKE3     the content of this file is complete and hashes so
@@ -50,6 +51,7 @@ _SHAPES: dict[str, tuple[str, ...]] = {
     "write": (_PATH, _INT, _BYTES),
     "truncate": (_PATH, _INT),
     "punch": (_PATH, _INT, _INT),
+    "sparse": (_PATH, _INT, _INT, _BYTES),
     "owner": ("root", _INT, _INT, _INT),
     "times": ("root", "int?", "int?"),
     "xattr": ("root", _BYTES, "bytes?"),

@@ -140,8 +140,22 @@ def check_apart(name: str, real: str, others: list[registry.Volume], deployment_
         )
 
 
+def _is_branch(mine: PurePosixPath, deployment_dir: PurePosixPath) -> bool:
+    """Whether it is a named branch of a volume, or a directory in one."""
+    try:
+        parts = mine.relative_to(deployment_dir / "sites").parts
+    except ValueError:
+        return False
+    # site, volumes, .branches, volume, branch
+    return len(parts) >= 5 and parts[1:3] == ("volumes", ".branches")
+
+
 def _touches_deployment(mine: PurePosixPath, deployment_dir: PurePosixPath) -> bool:
-    """A directory of the user's own below the deployment's is fine; what control keeps there is not."""
+    """A directory of the user's own below the deployment's is fine, and so is a branch; what else control keeps there
+    is not.
+    """
+    if _is_branch(mine, deployment_dir):
+        return False
     own = [deployment_dir / name for name in ("control", "logs", "sites")]
     return deployment_dir.is_relative_to(mine) or any(mine.is_relative_to(path) for path in own)
 

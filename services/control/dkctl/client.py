@@ -32,7 +32,7 @@ class Control:
 
     def __init__(self, address: str, token: str) -> None:
         self.address = address
-        self._token = token
+        self.token = token
 
     @classmethod
     def of(cls, directory: Path) -> Control:
@@ -72,7 +72,7 @@ class Control:
         """The same with an answer that is read as it comes."""
         connection = http.client.HTTPConnection(urlsplit(self.address).netloc, timeout=HISTORY_TIMEOUT_S)
         try:
-            headers = {"Authorization": f"Bearer {self._token}"}
+            headers = {"Authorization": f"Bearer {self.token}"}
             connection.request("GET", _history_path(volume, action, query), headers=headers)
             response = connection.getresponse()
             if response.status >= 400:
@@ -199,7 +199,7 @@ class Control:
         self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
     ) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(urlsplit(self.address).netloc, timeout=timeout_s)
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()

@@ -33,6 +33,7 @@ COMMANDS = {
     "diff": "diff:diff",
     "cat": "cat:cat",
     "restore": "restore:restore",
+    "mount": "mount:mount",
     "branch": "branch:branch",
     "rollback": "rollback:rollback",
     "tag": "tag:tag",

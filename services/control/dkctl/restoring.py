@@ -40,7 +40,7 @@ class Restore:
             at, done = begun[0]["position"], begun[1]
             output.say(f"going on with the restore of {at}: {len(done)} files are there already")
         else:
-            self._make_room(force=force)
+            self.make_room(force=force)
             begun = None
         self._into.mkdir(parents=True, exist_ok=True)
         query: client.Query = [("when", at), *(("path", path) for path in paths), ("skip", str(len(done)))]
@@ -84,7 +84,8 @@ class Restore:
         except (FileNotFoundError, IndexError, ValueError):
             return None
 
-    def _make_room(self, *, force: bool) -> None:
+    def make_room(self, *, force: bool) -> None:
+        """Raises Refused for a directory with something in it, or moves that aside."""
         if when.is_free(self._into):
             return
         if not force:

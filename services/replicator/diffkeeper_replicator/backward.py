@@ -14,7 +14,9 @@ from itertools import islice
 
 from diffkeeper.domain import deltas, errors, frames
 from diffkeeper.domain.deltas import Op
+from diffkeeper_replicator.contents import blocks
 from diffkeeper_replicator.journal import Journal
+from diffkeeper_replicator.states import State
 
 _END = 1 << 63
 # Read at once from the journal, whose frames are read forward: memory for this many.
@@ -101,12 +103,22 @@ class Images:
     def __init__(self, ids: set[int]) -> None:
         self.images = {file_id: Image() for file_id in ids}
 
-    def pieces(self, journal: Journal, tip: frames.Tip) -> Iterator[Piece]:
-        """Every live piece, once. Afterwards ``images`` know their sizes. Raises Corrupt what the journal raises, and
-        ``operation-not-understood`` for a delta that cannot be read backward.
+    def pieces(self, journal: Journal, tip: frames.Tip, base: State | None = None) -> Iterator[Piece]:
+        """Every live piece, once; ``base`` is what a journal that was shortened goes on from. Afterwards ``images``
+        know their sizes. Raises Corrupt what the journal raises, and ``operation-not-understood`` for a delta that
+        cannot be read backward.
         """
+        if base is None and journal.first > 1:
+            raise errors.Corrupt(
+                f"the journal begins with sequence {journal.first}, and what comes before is not known here",
+                reason="not-in-journal",
+                hint="the directory can be built anew from the log",
+            )
         for frame in frames_back(journal, tip.position.sequence):
             yield from self._of_frame(frame.columns())
+        if base is not None:
+            for file_id, image in self.images.items():
+                yield from _of_state(base, file_id, image)
         for file_id, image in self.images.items():
             yield from _zeros(file_id, image.cut(0))
 
@@ -148,10 +160,28 @@ def _zeros(file_id: int, gaps: list[tuple[int, int]]) -> Iterator[Piece]:
         yield Piece(file_id, low, high - low, None)
 
 
+def _of_state(base: State, file_id: int, image: Image) -> Iterator[Piece]:
+    """What a file held where the journal begins, as if one delta had made it so."""
+    mtime_ns = base.times.get(file_id, (None, None))[1]
+    if mtime_ns is not None:
+        image.note_times({"mtime_ns": mtime_ns})
+    for name, value in base.xattrs.get(file_id, {}).items():
+        image.xattrs.setdefault(name, value)
+    extents = base.files.get(file_id)
+    if extents is None:
+        return
+    yield from _zeros(file_id, image.cut(extents.size))
+    for offset, data in blocks(base.contents, extents, 0, extents.size):
+        view = memoryview(data)
+        for low, high in image.write(offset, offset + len(data)):
+            yield Piece(file_id, low, high - low, view[low - offset : high - offset])
+
+
 def frames_back(journal: Journal, sequence: int) -> Iterator[frames.Frame]:
-    """The journal's frames from a sequence down to the first."""
-    while sequence > 0:
-        first = max(1, sequence - _BLOCK_FRAMES + 1)
+    """The journal's frames from a sequence down to the first that it has."""
+    begin = journal.first
+    while sequence >= begin:
+        first = max(begin, sequence - _BLOCK_FRAMES + 1)
         yield from reversed(list(islice(journal.frames_from(first), sequence - first + 1)))
         sequence = first - 1
 

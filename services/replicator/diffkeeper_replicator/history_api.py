@@ -13,9 +13,10 @@ import msgspec
 from aiohttp import web
 
 from diffkeeper import changes, http
-from diffkeeper.domain import chunks, deltas, errors, moments, retention
-from diffkeeper_replicator import diffs, history_measures, history_reports, history_streams
+from diffkeeper.domain import chunks, deltas, errors, moments, positions, retention
+from diffkeeper_replicator import diffs, history_measures, history_reports, history_streams, lazy_content
 from diffkeeper_replicator.histories import Histories
+from diffkeeper_replicator.named_branches import Branch, Caller
 from diffkeeper_replicator.path_index import Touch, Wanted
 from diffkeeper_replicator.pruning import Pruner
 from diffkeeper_replicator.volume_history import VolumeHistory
@@ -53,6 +54,8 @@ class HistoryApi:
                 web.get(f"{under}/moment", self.moment),
                 web.get(f"{under}/content", self.content),
                 web.get(f"{under}/restore", self.restore),
+                web.get(f"{under}/layout", self.layout),
+                web.get(f"{under}/range", self.range),
                 web.get(f"{under}/patch", self.patch),
                 web.get(f"{under}/replay", self.replay),
                 web.get(f"{under}/diff", self.diff),
@@ -184,6 +187,20 @@ class HistoryApi:
         state = await self.in_thread(lambda: history.state_at(point.position, upto))
         return await self._changes(request, history_streams.restored(history, state, chosen, skip), point)
 
+    async def layout(self, request: web.Request) -> web.StreamResponse:
+        """As ``restore`` without contents: what a tree that is filled later is made of."""
+        point, history = await self._resolve(request, "when"), self.history(request)
+        chosen = choose(paths_of(request))
+        state = await self.in_thread(lambda: history.state_at(point.position))
+        return await self._changes(request, history_streams.laid_out(history, state, chosen), point)
+
+    async def range(self, request: web.Request) -> web.Response:
+        """Bytes of files at a position, their digest first: ``part=`` key, offset and length, many times."""
+        history, parts = self.history(request), lazy_content.parts_of(request.query.getall("part", []))
+        position = positions.parse(request.query.get("when", ""))
+        data = await self.in_thread(lambda: lazy_content.read(history.state_at(position), parts))
+        return web.Response(body=data, content_type="application/octet-stream")
+
     async def patch(self, request: web.Request) -> web.StreamResponse:
         history = self.history(request)
         old, new = await self._resolve(request, "from"), await self._resolve(request, "to")
@@ -240,16 +257,23 @@ class HistoryApi:
         return http.json_response({"name": name, "position": str(point.position), "at_us": point.at_us})
 
     async def branches(self, request: web.Request) -> web.Response:
-        found = await self.in_thread(self.history(request).branches.all)
+        kept, caller = self.history(request).branches, caller_of(request)
+
+        def work() -> list[Branch]:
+            kept.resume(caller)
+            return kept.all()
+
+        found = await self.in_thread(work)
         return http.json_response({"branches": [msgspec.to_builtins(branch) for branch in found]})
 
     async def set_branch(self, request: web.Request) -> web.Response:
         body, name = await http.read_body(request, _Tag), request.match_info["name"]
-        history = self.history(request)
+        history, caller = self.history(request), caller_of(request)
 
         def work() -> dict[str, Any]:
+            history.branches.resume(caller)
             point = history.resolve(body.when, self._now_us())
-            return history.branches.create(name, point, history.state_at(point.position))
+            return history.branches.create(name, point, history.state_at(point.position), caller)
 
         return http.json_response(await self.in_thread(work))
 
@@ -275,6 +299,12 @@ class HistoryApi:
         return await history_streams.send(
             request, self._pool, parts, content_type=changes.CONTENT_TYPE, headers=_where(point)
         )
+
+
+def caller_of(request: web.Request) -> Caller | None:
+    """The replicator that passed this call on, as a filler is to ask it."""
+    address = request.headers.get("X-Diffkeeper-Replicator")
+    return Caller(address, request.headers["Authorization"].removeprefix("Bearer ")) if address else None
 
 
 def _where(point: moments.Point) -> dict[str, str]:
@@ -331,8 +361,6 @@ def _wanted(request: web.Request) -> Wanted:
 
 
 def _sequence(after: str) -> int:
-    from diffkeeper.domain import positions
-
     return positions.parse(after).sequence
 
 

@@ -4,7 +4,9 @@ frame before the journal's first, laid into an empty directory. For the replicat
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from diffkeeper.directory_writer import DirectoryWriter
@@ -21,9 +23,24 @@ def begin(volume: str, folder: Path, journal: Journal, root: Path) -> trees.Tree
     """The state from which the journal goes on, in the empty directory ``root``. ``folder`` is the volume's
     below the replicator's directory. Raises Corrupt where the history does not lead there.
     """
+    with state_before(volume, folder, journal) as state:
+        if state is None:
+            return verify.empty_state(volume, root)
+        with DirectoryWriter(root) as writer:
+            for change in state_changes.restore(state):
+                writer.do(change)
+        return _with_identities(volume, state, root)
+
+
+@contextlib.contextmanager
+def state_before(volume: str, folder: Path, journal: Journal) -> Iterator[State | None]:
+    """The state that the journal's first frame continues; None where that is nothing. Its contents can be read within
+    the block. Raises Corrupt where the history does not lead there.
+    """
     first = journal.first
     if first <= 1:
-        return verify.empty_state(volume, root)
+        yield None
+        return
     frame = next(journal.frames_from(first))
     store = ChunkStore(folder.parent / ".chunks", read_only=True)
     try:
@@ -34,10 +51,7 @@ def begin(volume: str, folder: Path, journal: Journal, root: Path) -> trees.Tree
                 reason="history-fork",
                 hint="another site may have the whole log",
             )
-        with DirectoryWriter(root) as writer:
-            for change in state_changes.restore(state):
-                writer.do(change)
-        return _with_identities(volume, state, root)
+        yield state
     finally:
         store.close()
 

@@ -97,6 +97,8 @@ class HistoryProcess:
         """A call of the outside world, its answer block by block as it comes."""
         async with self._in_use() as (session, address):
             headers = {"Authorization": f"Bearer {self._wanted.token}"}
+            # What is filled from here later asks here.
+            headers["X-Diffkeeper-Replicator"] = f"{request.scheme}://{request.host}"
             if "Content-Type" in request.headers:
                 headers["Content-Type"] = request.headers["Content-Type"]
             try:

@@ -14,7 +14,7 @@ from aiohttp import web
 from diffkeeper import changes
 from diffkeeper.changes import Change
 from diffkeeper.domain import clocks, deltas, errors, positions, trees
-from diffkeeper_replicator import replays, state_changes
+from diffkeeper_replicator import lazy_content, replays, state_changes
 from diffkeeper_replicator.contents import blocks
 from diffkeeper_replicator.states import State
 from diffkeeper_replicator.volume_history import VolumeHistory
@@ -93,6 +93,12 @@ def restored(
     head = {"volume": history.volume, "position": str(state.position), "at_us": state.at_us}
     head |= size_of(state, chosen)
     return told(head, lambda: state_changes.restore(state, chosen, skip))
+
+
+def laid_out(history: VolumeHistory, state: State, chosen: state_changes.Chosen | None) -> Iterator[bytes]:
+    """As ``restored``, with where each file has content in the place of that."""
+    head = {"volume": history.volume, "position": str(state.position), "at_us": state.at_us}
+    return told(head | size_of(state, chosen), lambda: lazy_content.layout(state, chosen))
 
 
 def patched(history: VolumeHistory, old: State, new: State) -> Iterator[bytes]:

@@ -17,12 +17,13 @@ from pathlib import Path
 import structlog
 
 from diffkeeper.domain import errors, frames, trees
-from diffkeeper_replicator import orphan_branches, safe_paths, surveys
+from diffkeeper_replicator import history_base, orphan_branches, safe_paths, surveys
 from diffkeeper_replicator.handles import DEAD, Handles
 from diffkeeper_replicator.journal import Journal
 from diffkeeper_replicator.layout import Layout
 from diffkeeper_replicator.naming import Namer
 from diffkeeper_replicator.orphan_branches import Note
+from diffkeeper_replicator.states import State
 from diffkeeper_replicator.surveys import Plan, Target
 
 _log = structlog.get_logger("reclaim")
@@ -50,18 +51,20 @@ class Reclaimed:
 def reclaim(
     orphans: Path, root: Path, journal: Journal, tip: frames.Tip, left: Left, *, allow_setid: bool
 ) -> Reclaimed:
-    """Bring ``root`` to ``tip``, a frame that the journal holds. Blocking; again after a crash.
+    """Bring ``root`` to ``tip``, a frame that the journal holds. Blocking; again after a crash. ``orphans`` lies in the
+    volume's folder, whose history knows what a journal that was shortened goes on from.
 
     Raises Transient ``directory-busy`` while a process has something of it open, Corrupt when the journal does not lead
     to the position or cannot be read backward: then nothing was changed.
     """
     root_fd = safe_paths.open_root(root)
     try:
-        target = surveys.target_of(journal, tip)
         folder = orphans / left.note.name
-        check_idle(root_fd)
-        if not (folder / "changes").exists():
-            _survey(folder, root_fd, journal, target, left)
+        with history_base.state_before(left.note.volume, orphans.parent, journal) as base:
+            target = surveys.target_of(journal, tip, base)
+            check_idle(root_fd)
+            if not (folder / "changes").exists():
+                _survey(folder, root_fd, journal, target, left, base)
         plan = surveys.read_plan(folder / "plan", target)
         put_back(root, root_fd, folder / "truth", target, plan, allow_setid=allow_setid)
         safe_paths.sync_filesystem(root_fd)
@@ -81,13 +84,15 @@ def done(orphans: Path, name: str) -> None:
         (orphans / name / word).unlink(missing_ok=True)
 
 
-def _survey(folder: Path, root_fd: int, journal: Journal, target: Target, left: Left) -> None:
+def _survey(
+    folder: Path, root_fd: int, journal: Journal, target: Target, left: Left, base: State | None
+) -> None:
     writer = orphan_branches.Writer(folder, left.note)
     try:
         before = surveys.fingerprints(root_fd)
         entries = list(surveys.walk(root_fd))
         by_inode = surveys.identify(root_fd, target, entries, left.identities)
-        changes = surveys.Surveyor(root_fd, journal, target, writer).run(entries, by_inode)
+        changes = surveys.Surveyor(root_fd, journal, target, writer, base).run(entries, by_inode)
         check_idle(root_fd)
         if surveys.fingerprints(root_fd) != before:
             raise _busy("something was written to it while it was read")

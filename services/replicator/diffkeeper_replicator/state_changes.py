@@ -23,11 +23,15 @@ from diffkeeper_replicator.states import State
 _ASIDE = b".diffkeeper-aside"
 # Which paths are wanted; a directory above a wanted path is wanted too.
 Chosen = Callable[[bytes], bool]
+# What comes for one file: its state, id and path.
+Content = Callable[[State, int, bytes], Iterator[Change]]
 
 
-def restore(state: State, chosen: Chosen | None = None, skip: int = 0) -> Iterator[Change]:
+def restore(
+    state: State, chosen: Chosen | None = None, skip: int = 0, content: Content | None = None
+) -> Iterator[Change]:
     """Everything from nothing: names, contents with digests, owners. The first ``skip`` files are named, but
-    their content is there already.
+    their content is there already. ``content`` says otherwise what comes for a file.
     """
     wanted = _chosen(state.tree, chosen)
     first: dict[int, bytes] = {}
@@ -46,7 +50,7 @@ def restore(state: State, chosen: Chosen | None = None, skip: int = 0) -> Iterat
         nth += 1
         yield ("create", path)
         if nth > skip:
-            yield from _whole(state, file_id, path)
+            yield from (content or _whole)(state, file_id, path)
     for path, file_id in reversed([(b"", ROOT_ID), *((path, file_id) for file_id, path in first.items())]):
         yield from _attributes(state, file_id, path)
 

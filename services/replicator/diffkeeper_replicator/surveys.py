@@ -19,12 +19,13 @@ import msgpack
 from blake3 import blake3
 
 from diffkeeper import atomic_files
-from diffkeeper.domain import errors, frames, positions, trees
+from diffkeeper.domain import errors, frames, trees
 from diffkeeper.domain.deltas import ROOT_ID
 from diffkeeper_replicator import orphan_branches, reconcile, safe_paths
 from diffkeeper_replicator.backward import Images, Piece
 from diffkeeper_replicator.journal import Journal
 from diffkeeper_replicator.orphan_branches import Change, Kept
+from diffkeeper_replicator.states import State
 
 _BLOCK_BYTES = 4096
 _READ_BYTES = 1 << 20
@@ -72,10 +73,12 @@ class Found:
         return (self.status.st_size, self.status.st_mtime_ns, self.status.st_ctime_ns)
 
 
-def target_of(journal: Journal, tip: frames.Tip) -> Target:
-    """The names at a position, from the journal's first frame. Blocking."""
+def target_of(journal: Journal, tip: frames.Tip, base: State | None = None) -> Target:
+    """The names at a position, from the journal's first frame, or from ``base``, which that continues. Blocking."""
     target = Target(frames.ORIGIN_TIP, 0, trees.Tree(), None)
-    for frame in journal.frames_after(positions.START):
+    if base is not None:
+        target = Target(base.tip, base.stamp, base.tree.copy(), None)
+    for frame in journal.frames_after(target.tip.position):
         reconcile.replay_names(target.tree, frame.columns())
         target.tip, target.stamp = frames.Tip(frame.position, frame.hash), frame.header.last
         if frames.Flag.BASE_END in frame.header.flags and target.base_end is None:
@@ -88,6 +91,8 @@ def target_of(journal: Journal, tip: frames.Tip) -> Target:
             reason="not-in-journal",
             hint="the directory can be built anew from the log",
         )
+    if base is not None and target.base_end is None:
+        target.base_end = str(base.position)  # the scan ended before what the journal still has
     return target
 
 
@@ -147,9 +152,15 @@ class Surveyor:
     """One comparison; ``run`` reads all and writes only into the branch and beside it."""
 
     def __init__(
-        self, root_fd: int, journal: Journal, target: Target, writer: orphan_branches.Writer
+        self,
+        root_fd: int,
+        journal: Journal,
+        target: Target,
+        writer: orphan_branches.Writer,
+        base: State | None = None,
     ) -> None:
         self._root_fd = root_fd
+        self._base = base
         self._journal = journal
         self._target = target
         self._writer = writer
@@ -265,7 +276,7 @@ class Surveyor:
         directories = {file_id for file_id, node in nodes.items() if node.kind is trees.Kind.DIR}
         images = Images(files | directories)  # of directories for their extended attributes
         try:
-            for piece in images.pieces(self._journal, self._target.tip):
+            for piece in images.pieces(self._journal, self._target.tip, self._base):
                 self._compare(piece, truth)
             for file_id, image in images.images.items():
                 assert image.size is not None, "all of the journal was read"

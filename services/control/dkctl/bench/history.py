@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from diffkeeper import nats_server
-from dkctl.bench import figures, postgres, trials
+from dkctl import when
+from dkctl.bench import figures, lazily, postgres, trials
 from dkctl.bench.figures import Figure
 
 MOMENTS = 8
@@ -62,7 +63,10 @@ def measure(folder: Path, binaries: str | None, seconds: float, say: Say) -> fig
         postgres.prepare(path, binaries, port)
         server = postgres.as_server_user([f"{binaries}/postgres", "-D", "{path}"])
         found += _load(folder, "pgbench", path, server, lambda: postgres.rate(binaries, port, seconds), say)
-    return figures.Report("history", found, faults=[], notes=notes)
+    at_once, why_not = lazily.measure(folder, say)
+    if why_not is not None:
+        notes.append(f"no directory is filled while it is used here: {why_not}")
+    return figures.Report("history", [*found, *at_once], faults=[], notes=notes)
 
 
 def _load(
@@ -76,7 +80,7 @@ def _load(
             drive()
             postgres.stop(program)
         trials.wait("the replica has it all", lambda: _is_whole(trial, name), 120)
-        return [*_sizes(trial, name, folder, say), *_times(trial, name, say)]
+        return [*_sizes(trial, name, folder, say), *_times(trial, name, folder, say)]
 
 
 def _is_whole(trial: trials.Trial, name: str) -> bool:
@@ -157,21 +161,19 @@ def _spread(control: Any, name: str, first: str, last: str, count: int) -> list[
     return sorted(picked, key=lambda position: int(position.split(".")[1]))
 
 
-def _times(trial: trials.Trial, name: str, say: Say) -> list[Figure]:
+def _times(trial: trials.Trial, name: str, folder: Path, say: Say) -> list[Figure]:
     control = trial.control()
     say(f"{name}: {MOMENTS} moments")
     report = control.history(name, "")
     first, last = report["first"]["position"], report["last"]["position"]
     took_s, gigabytes = [], 0.0
-    for nth, at in enumerate(_spread(control, name, first, last, MOMENTS)):
+    for at in _spread(control, name, first, last, MOMENTS):
+        into = folder / f"{name}-moment"
         began = time.monotonic()
-        control.history(name, f"branches/m{nth}", method="PUT", body={"when": at})
+        head = when.fill(control, name, into, [("when", at)])
         took_s.append(time.monotonic() - began)
-        with control.history_stream(name, "restore", [("when", at)]) as response:
-            from dkctl import when
-
-            gigabytes = max(gigabytes, when.open_stream(response)[0]["bytes"] / 1e9)
-        control.history(name, f"branches/m{nth}", method="DELETE")
+        gigabytes = max(gigabytes, head["bytes"] / 1e9)
+        shutil.rmtree(into)
     began = time.monotonic()
     rows = control.history(name, "log", [("path", "*"), ("limit", "1000")])
     log_s = time.monotonic() - began

@@ -17,6 +17,12 @@ COLUMNS = [
     Column("PATH", "path"),
 ]
 
+_HOW = {
+    "copied": "",
+    "reflinks": ", by reflinks",
+    "lazy": ", and is filled while it is used: what is touched comes first, the rest behind it",
+}
+
 
 class _Branch(click.Group):
     """``dkctl branch VOLUME NAME`` is short for ``dkctl branch create VOLUME NAME``."""
@@ -54,7 +60,10 @@ def create(volume: str, name: str, at: str, directory: Path, form: str) -> exits
     found = client.Control.of(directory).history(volume, f"branches/{name}", method="PUT", body={"when": at})
     where = when.resolved(found["position"], found["at_us"])
     answer = output.Answer(
-        f"Branch {name} of {volume} at {where} is in {found['path']}.", found, names=[found["path"]]
+        f"Branch {name} of {volume} at {where} is in {found['path']}{_HOW[found.get('how', 'copied')]}."
+        + (f" It was copied because {found['why_not_lazy']}." if found.get("why_not_lazy") else ""),
+        found,
+        names=[found["path"]],
     )
     return output.show(answer, form)
 

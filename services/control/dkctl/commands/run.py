@@ -44,6 +44,12 @@ FAILOVER_WAIT_S = 60.0
     is_flag=True,
     help="Stop COMMAND for an instant when it writes faster than can be captured, instead of a gap.",
 )
+@click.option(
+    "--from",
+    "begin_from",
+    metavar="VOLUME@WHEN",
+    help="Begin with another volume as it was then, in a new or empty --path: filled while COMMAND runs.",
+)
 @capturing.door_options
 @options.directory
 def run(
@@ -59,6 +65,7 @@ def run(
     stop_signal: str,
     io_uring: str,
     hard_limit: bool,
+    begin_from: str | None,
     listen: str | None,
     forward: int | None,
     hold_max: int,
@@ -72,6 +79,9 @@ def run(
     exit code pass through unchanged. {path} in COMMAND stands for the directory, wherever the program
     runs.
 
+    With --from COMMAND runs at once on a moment of another volume; what it touches comes first, the rest
+    behind it. What it writes from then on is captured as VOLUME.
+
     With --listen a front door stands before the program: clients connect there, and a planned move holds
     their requests until the program runs at the other site, so that none fails. {port} in COMMAND, and
     $DIFFKEEPER_PORT, are where the program has to listen.
@@ -82,6 +92,11 @@ def run(
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     control = client.Control.of(directory)
+    if begin_from is not None:
+        from dkctl import beginnings
+
+        beginnings.lay(control, directory, volume, path, begin_from)
+        no_wait = True  # what is there already is in a history; it need not be safe twice before COMMAND runs
     request = capturing.body(site, path, durability, policy, mode, probe) | {
         "argv": list(command),
         "env": dict(os.environ),
