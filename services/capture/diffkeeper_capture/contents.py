@@ -10,7 +10,7 @@ reason.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, MutableMapping
 from dataclasses import dataclass, field
 
 from diffkeeper_capture import page_digests, rereader
@@ -55,7 +55,10 @@ class Contents:
     """
 
     def __init__(self, shadow: Shadow, *, sole_source: bool) -> None:
+        # What was learnt since the tree was kept last; of a sole source, all.
         self.known: dict[int, Known] = {}
+        # What files were when the tree was kept last, and are as far as is known, but for those in ``touched``.
+        self.kept: MutableMapping[int, Fingerprint] = {}
         # Files whose fingerprint may be another one than a tree that was kept says.
         self.touched: set[int] = set()
         self.sole_source = sole_source
@@ -77,7 +80,20 @@ class Contents:
 
     def is_unchanged(self, file_id: int, status: os.stat_result) -> bool:
         known = self.known.get(file_id)
-        return known is not None and known.fingerprint == fingerprint(status)
+        if known is not None:
+            return known.fingerprint == fingerprint(status)
+        return file_id not in self.touched and self.kept.get(file_id) == fingerprint(status)
+
+    def is_fresh(self, file_id: int) -> bool:
+        """Whether a file was read since the tree was kept last, and not touched since as far as is known here."""
+        known = self.known.get(file_id)
+        return not self.sole_source and known is not None and known.fingerprint != NEVER
+
+    def forget_touched(self) -> None:
+        """Whoever keeps the tree has what was learnt."""
+        self.touched.clear()
+        if not self.sole_source:
+            self.known.clear()
 
     def read(self, file_id: int, fd: int, at_us: int, now_ns: int, *, is_new: bool) -> Iterator[int]:
         """Bring the log's content of a file to what the disk has. ``is_new``: the log has it as empty."""

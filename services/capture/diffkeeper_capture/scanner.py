@@ -72,6 +72,36 @@ class Found:
     target: bytes = b""
 
 
+class Arrivals:
+    """Ids of files that came to be known by being found; of very many, that it may be any."""
+
+    MOST = 4096
+
+    def __init__(self) -> None:
+        self._ids: set[int] = set()
+        self._are_all = False
+
+    def __bool__(self) -> bool:
+        return self._are_all or bool(self._ids)
+
+    def __contains__(self, file_id: int | None) -> bool:
+        return file_id is not None and (self._are_all or file_id in self._ids)
+
+    def add(self, file_id: int) -> None:
+        if not self._are_all:
+            self._ids.add(file_id)
+            if len(self._ids) > self.MOST:
+                self.everything()
+
+    def everything(self) -> None:
+        self._are_all = True
+        self._ids.clear()
+
+    def clear(self) -> None:
+        self._are_all = False
+        self._ids.clear()
+
+
 class Scanner:
     """Compares; one comparison at a time for each volume. ``changes`` counts what it had to log."""
 
@@ -82,7 +112,9 @@ class Scanner:
         # Directories that were to be listed and were not where they should be.
         self.unreached: set[int] = set()
         # Files that were found, not told of; whoever wants to know takes them.
-        self.arrivals: set[int] = set()
+        self.arrivals = Arrivals()
+        # The file that is being read, 0 for none: the log has a part of it.
+        self.reading = 0
         # Called with a found file, open, before it is read.
         self.on_arrival: Callable[[int, int], None] | None = None
         self.sightings = Sightings(is_impatient=contents.sole_source)
@@ -461,9 +493,13 @@ class Scanner:
             self._shadow.generation_of[file_id] = generation
         if is_new and self.on_arrival is not None:
             self.on_arrival(file_id, fd)
-        for size in self._contents.read(file_id, fd, _now_us(), time.time_ns(), is_new=is_new):
-            self.read_bytes += size
-            yield size
+        self.reading = file_id
+        try:
+            for size in self._contents.read(file_id, fd, _now_us(), time.time_ns(), is_new=is_new):
+                self.read_bytes += size
+                yield size
+        finally:
+            self.reading = 0
 
     # ---- the end
 
@@ -488,6 +524,7 @@ class Scanner:
                 self._changed()
                 self._shadow.remove_tree(parent, name, _now_us())
         self._missing.clear()
+        self._seen.clear()
         return cost
 
 

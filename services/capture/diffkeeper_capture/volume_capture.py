@@ -298,6 +298,8 @@ class VolumeCapture:
         self._ship(self.framer.take())
         with contextlib.suppress(errors.Transient):  # tried again, and told, by ``_keep``
             self._keeper.feed()
+            if self._keeper.is_large and not self._whole.is_set() and self._save_amid():
+                await asyncio.to_thread(self._keeper.sync)
         await asyncio.sleep(0)
         while self.shipper.is_choked or self.publisher.behind_bytes > BASE_AHEAD_BYTES:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -322,6 +324,8 @@ class VolumeCapture:
                 )
 
     async def _keep_tree(self) -> None:
+        if self.is_ended:
+            return  # a thread reads it
         while self._keeper.feed():  # noqa: ASYNC110
             await asyncio.sleep(0)
         since = self.spool.bytes_after(self._keeper.saved)
@@ -547,12 +551,33 @@ class VolumeCapture:
         tip = self.framer.tip
         if self.shipper.is_choked or self.spool.last != tip.position or self.framer.is_packing:
             return False
-        prints = self.observer.take_prints()
-        self._keeper.commit(tip.position, tip.hash, self.framer.stamp, prints, self.tree_state)
-        self.observer.shadow.touched.clear()
+        self._commit(tip)
         if self._marks is not None:
             self._marks.begin_anew()
         return True
+
+    def _save_amid(self) -> bool:
+        """Keep the tree as far as a comparison has come, so that memory does not grow with the volume. Whoever starts
+        from there compares again.
+        """
+        if self.framer.tip.position == self._keeper.saved and not self.framer.pending:
+            return False
+        self._cut()
+        tip = self.framer.tip
+        if self.shipper.is_choked or self.spool.last != tip.position:
+            return False
+        self._commit(tip)
+        return True
+
+    def _commit(self, tip: frames.Tip) -> None:
+        prints = self.observer.take_prints()
+        try:
+            self._keeper.commit(tip.position, tip.hash, self.framer.stamp, prints)
+        except BaseException:
+            self.observer.contents.touched.update(prints)
+            raise
+        # A successor finds these in the tree.
+        self.observer.shadow.touched.clear()
 
     @property
     def is_ended(self) -> bool:
