@@ -97,7 +97,8 @@ class Shadow:
             if generation:
                 self.generation_of[file_id] = generation
             return None
-        self.unbind(file_id)
+        if file_id in self.inode_of:
+            self.unbind(file_id)
         if before is not None:
             self.unbind(before)
         self.by_inode[inode] = file_id

@@ -53,8 +53,10 @@ class TreeKeeper:
         return waited_s >= max(SAVE_INTERVAL_S, SAVE_SHARE * self._took_s) or is_much
 
     def feed(self) -> bool:
-        """Bring some changes to the file, none of which counts before ``commit``; whether there are more."""
-        if self._is_refused:
+        """Bring changes to the file when there are some, none of which counts before ``commit``; whether there are
+        more.
+        """
+        if self._is_refused or self._tree.unfed < FEED_A_STEP:
             return False
         try:
             return self._tree.feed(FEED_A_STEP)

@@ -125,6 +125,8 @@ class WorkingTree(trees.Tree):
             found = there.get(name)
             if found is not None:
                 return found or None
+        if parent in self._fresh:
+            return None  # all of its names are in the layer
         rows = self._ask(_CHILD, (parent, name))
         return int(rows[0][0]) if rows else None
 
@@ -280,6 +282,10 @@ class WorkingTree(trees.Tree):
 
     def unsaved_ids(self) -> Iterable[int]:
         return self._changed.keys()
+
+    @property
+    def unfed(self) -> int:
+        return len(self._unfed) + len(self._unfed_names)
 
     def feed(self, limit: int) -> bool:
         """Bring changes to the file, none of which counts before ``commit``; whether there are more.
@@ -445,6 +451,13 @@ class _Kept(MutableMapping[int, int]):
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, int) and self._find(key) is not None
+
+    def pop(self, key: int, default: Any = None) -> Any:
+        found = self._find(key)
+        if found is None:
+            return default
+        del self[key]
+        return found
 
     def __iter__(self) -> Iterator[int]:
         return (file_id for file_id in self._tree.ids() if self._find(file_id) is not None)
