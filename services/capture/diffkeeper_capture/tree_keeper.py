@@ -16,7 +16,7 @@ from diffkeeper_capture.working_tree import WorkingTree
 # first.
 SAVE_INTERVAL_S = 30.0
 SAVE_AFTER_BYTES = 256 * 1024 * 1024
-SAVE_AFTER_CHANGES = 8192
+SAVE_AFTER_CHANGES = 4096
 # Saving asks for the attributes of every file that was written: it may take one part in this many of the
 # agent's time.
 SAVE_SHARE = 50

@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from diffkeeper import heap
 from diffkeeper.domain import clocks, errors, frames, leases, trees
 from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.leases.lease_store import LeaseStore
@@ -45,6 +46,8 @@ from diffkeeper_capture.volume_recovery import Beginning, Start
 from diffkeeper_capture.watch_probe import WatchProbe
 
 ROOT_CHECK_S = 1.0
+# A tree of which much changed is kept this soon after the time before.
+LARGE_CHECK_S = 0.1
 # A first sight pauses while this much of it is not in the stream yet.
 BASE_AHEAD_BYTES = 64 * 1024 * 1024
 # After a loss, files are re-read only when the ring has held for so long (a barrier does not wait for that):
@@ -132,6 +135,8 @@ class VolumeCapture:
         # Set while what the log says is known to be what the directory is.
         self._whole = asyncio.Event()
         self._keeper = parts.keeper
+        # Set when much of the tree is in memory alone.
+        self._is_large = asyncio.Event()
         self._slot = -1
         self._marks: Marks | None = None
         self._held: HeldWrites | None = None
@@ -277,6 +282,7 @@ class VolumeCapture:
                 await self._breathe()
             await self._settle()
         self._end_base()
+        heap.trim()
 
     async def _collect(self, watch: WatchProbe) -> None:
         """The portable probe's loop: wait for changes, compare, ship."""
@@ -311,7 +317,7 @@ class VolumeCapture:
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(ROOT_CHECK_S)
+            await self._until_keeping()
             await asyncio.to_thread(self.observer.reader.check_root)
             self._settle_gap()
             self._ship_stores()
@@ -322,6 +328,14 @@ class VolumeCapture:
                 _log.warning(
                     "the tree could not be kept; tried again", reason=error.reason, error=error.message
                 )
+
+    async def _until_keeping(self) -> None:
+        """About a second, less when much of the tree waits to be kept."""
+        await asyncio.sleep(LARGE_CHECK_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ROOT_CHECK_S - LARGE_CHECK_S):
+                await self._is_large.wait()
+        self._is_large.clear()
 
     async def _keep_tree(self) -> None:
         if self.is_ended:
@@ -394,6 +408,8 @@ class VolumeCapture:
             self._ship(self.framer.take())
         if self._marks is not None and not self.framer.pending and self.shipper.is_idle:
             self._marks.idle()
+        if self._keeper.is_large:
+            self._is_large.set()
         return not settled or self.framer.pending > 0 or self.framer.is_packing
 
     def _due_us(self) -> float:
