@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.made_logs import MadeLog
+from tests.support.replays import Replay, snapshot
 from tests.support.sinks import ListSink
 from tests.unit.test_trees import naming, pointed
 
@@ -18,6 +20,8 @@ from diffkeeper.domain import errors, positions, trees
 from diffkeeper.domain.deltas import ROOT_ID, Delta, Op
 from diffkeeper.tree_store import TreeStore
 from diffkeeper_capture import working_tree
+from diffkeeper_capture.contents import RACY_NS
+from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.shadow import Shadow
 from diffkeeper_capture.working_tree import WorkingTree
 
@@ -268,3 +272,36 @@ def test_memory_has_only_what_changed_and_what_was_used_lately(tree: WorkingTree
         assert len(tree._lately_holders) <= most
     assert not (tree._changed or tree._names or tree._holders or tree._unfed or tree._unfed_names)
     assert sum(1 for _ in tree.ids()) == 20_001
+
+
+def test_a_first_sight_that_ended_in_the_middle_is_gone_on_with_from_its_last_commit(tmp_path: Path) -> None:
+    root, path = tmp_path / "root", tmp_path / "tree.db"
+    root.mkdir()
+    for number in range(400):
+        (root / f"file-{number}").write_bytes(b"%d" % number)
+    time.sleep(RACY_NS / 1e9 + 0.01)
+    sink, later = ListSink(), ListSink()
+    observer = Observer(root, sink, tree=made(path))
+    tree = observer.shadow.tree
+    assert isinstance(tree, WorkingTree)
+    kept = 0
+    for step in observer.scan_base():
+        if step.files >= 200 and not kept:
+            tree.commit(positions.Position(1, 1), bytes(32), 1, observer.take_prints())
+            kept = len(sink.deltas)
+        elif step.files >= 300:
+            break
+    observer.close()
+    tree.close()
+    assert 0 < kept < len(sink.deltas)
+    again = opened(path)
+    observer = Observer(root, later, tree=again)
+    for _ in observer.rescan("test"):
+        pass
+    replay = Replay().apply_all(sink.deltas[:kept] + later.deltas)
+    assert replay.snapshot() == snapshot(root)
+    seen = sum(delta.op is Op.WRITE for delta in sink.deltas[:kept])
+    assert sum(delta.op is Op.WRITE for delta in later.deltas) == 400 - seen
+    assert again.unidentified() == observer.shadow.unmapped == set()
+    observer.close()
+    again.close()
