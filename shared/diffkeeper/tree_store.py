@@ -14,7 +14,7 @@ import contextlib
 import itertools
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,8 +27,8 @@ _VERSION = 1
 # Nodes, and inode numbers, that were asked for lately and are answered without the database. A node takes
 # about half a kilobyte.
 _REMEMBERED = 8192
-# What the database may keep of its pages in memory.
-_PAGES_KIB = 8 * 1024
+# What the database may keep of its pages in memory, if its owner does not say.
+PAGES_KIB = 8 * 1024
 # SQLite counts to 2^63; inode numbers of layered file systems use the bit above.
 _SIGN = 1 << 63
 _WRAP = 1 << 64
@@ -69,7 +69,7 @@ class TreeStore:
         self.fingerprints = Fingerprints(self)
 
     @classmethod
-    def create(cls, path: Path, state: trees.TreeState) -> TreeStore:
+    def create(cls, path: Path, state: trees.TreeState, pages_kib: int = PAGES_KIB) -> TreeStore:
         """A copy of ``state``, durable and open, in place of whatever is at ``path``."""
         unfinished = path.with_name(path.name + ".new")
         _remove(unfinished)
@@ -95,15 +95,15 @@ class TreeStore:
         _remove(path)
         unfinished.rename(path)
         atomic_files.fsync_directory(path.parent)
-        return cls.open(path)
+        return cls.open(path, pages_kib)
 
     @classmethod
-    def open(cls, path: Path) -> TreeStore:
+    def open(cls, path: Path, pages_kib: int = PAGES_KIB) -> TreeStore:
         """As of its last commit. Raises Corrupt when it is not what ``create`` made, NotFound without one."""
         if not path.exists():
             raise errors.NotFound(f"there is no tree at {path}", reason="no-tree-store", path=path)
         with _errors(path):
-            database = _connect(path)
+            database = _connect(path, pages_kib)
             try:
                 database.execute("PRAGMA journal_mode = WAL")
                 # A commit does not wait for the disk (``sync`` does), folding the log into the file does.
@@ -119,6 +119,25 @@ class TreeStore:
             self.execute("BEGIN IMMEDIATE")
         self.execute(statement, values)
 
+    def change_many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        if rows:
+            if not self._database.in_transaction:
+                self.execute("BEGIN IMMEDIATE")
+            self._database.executemany(statement, rows)
+
+    def ask(self, query: str, values: tuple[Any, ...]) -> list[Any]:
+        """Raises what SQLite raises: a reader, too, may have to make room by writing what was changed."""
+        return self.execute(query, values).fetchall()
+
+    def roll_back(self) -> None:
+        """Let go of all changes since the last commit, as a failing disk may have done already."""
+        if self._database.in_transaction:
+            self.execute("ROLLBACK")
+
+    def errors(self) -> contextlib.AbstractContextManager[None]:
+        """In which SQLite's errors are ours."""
+        return _errors(self.path)
+
     def load(self) -> trees.TreeState:
         """All of it in memory: what whoever goes on without the file begins with."""
         entries: dict[int, set[tuple[int, bytes]]] = {}
@@ -133,7 +152,7 @@ class TreeStore:
                 node = Node(Kind(kind), mode, uid, gid, target or b"", entries.get(file_id, set()))
                 nodes.append((file_id, node))
                 if inode is not None:
-                    identities[file_id] = Identity(device % _WRAP, inode % _WRAP, generation)
+                    identities[file_id] = Identity(unsigned(device), unsigned(inode), generation)
                 if print_[0] is not None:
                     prints[file_id] = (print_[0], print_[1], print_[2])
             tree = trees.Tree.of(nodes, self.tree.next_id)
@@ -333,14 +352,14 @@ class Identities(_Column[Identity]):
     _how_many = "SELECT count(*) FROM nodes WHERE inode IS NOT NULL"
 
     def _pack(self, value: Identity) -> tuple[Any, ...]:
-        return _signed(value.device), _signed(value.inode), value.generation
+        return signed(value.device), signed(value.inode), value.generation
 
     def _unpack(self, row: tuple[Any, ...]) -> Identity:
-        return Identity(row[0] % _WRAP, row[1] % _WRAP, row[2])
+        return Identity(unsigned(row[0]), unsigned(row[1]), row[2])
 
     def holder(self, inode: int) -> int | None:
         """The id that has an inode number; there is one at most in a tree that is one file system."""
-        row = self._store.execute("SELECT id FROM nodes WHERE inode = ?", (_signed(inode),)).fetchone()
+        row = self._store.execute("SELECT id FROM nodes WHERE inode = ?", (signed(inode),)).fetchone()
         return None if row is None else int(row[0])
 
 
@@ -363,7 +382,7 @@ def _node_rows(state: trees.TreeState) -> Iterator[tuple[Any, ...]]:
         where = (
             (None, None, None)
             if identity is None
-            else (_signed(identity.device), _signed(identity.inode), identity.generation)
+            else (signed(identity.device), signed(identity.inode), identity.generation)
         )
         yield (
             file_id,
@@ -402,13 +421,17 @@ def _shrink(lately: dict[int, Any]) -> None:
             del lately[key]
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
     return number - _WRAP if number >= _SIGN else number
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def unsigned(number: int) -> int:
+    return number % _WRAP
+
+
+def _connect(path: Path, pages_kib: int = PAGES_KIB) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
-    database.execute(f"PRAGMA cache_size = -{_PAGES_KIB}")
+    database.execute(f"PRAGMA cache_size = -{pages_kib}")
     database.execute("PRAGMA temp_store = MEMORY")
     return database
 

@@ -10,7 +10,7 @@ reason.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, MutableMapping
 from dataclasses import dataclass, field
 
 from diffkeeper_capture import page_digests, rereader
@@ -46,6 +46,10 @@ class Known:
     mtime_ns: int = -1
 
 
+# Of everybody who is no sole source.
+NO_DIGESTS = Digests()
+
+
 class Contents:
     """Reads files into the sink, in steps that yield how many bytes were read.
 
@@ -55,7 +59,10 @@ class Contents:
     """
 
     def __init__(self, shadow: Shadow, *, sole_source: bool) -> None:
+        # What was learnt since the tree was kept last; of a sole source, all.
         self.known: dict[int, Known] = {}
+        # What files were when the tree was kept last, and are as far as is known, but for those in ``touched``.
+        self.kept: MutableMapping[int, Fingerprint] = {}
         # Files whose fingerprint may be another one than a tree that was kept says.
         self.touched: set[int] = set()
         self.sole_source = sole_source
@@ -77,7 +84,38 @@ class Contents:
 
     def is_unchanged(self, file_id: int, status: os.stat_result) -> bool:
         known = self.known.get(file_id)
-        return known is not None and known.fingerprint == fingerprint(status)
+        if known is not None:
+            return known.fingerprint == fingerprint(status)
+        return file_id not in self.touched and self.kept.get(file_id) == fingerprint(status)
+
+    def is_fresh(self, file_id: int) -> bool:
+        """Whether a file was read since the tree was kept last, and not touched since as far as is known here."""
+        known = self.known.get(file_id)
+        return not self.sole_source and known is not None and known.fingerprint != NEVER
+
+    def forget_touched(self) -> None:
+        """Whoever keeps the tree has what was learnt."""
+        self.touched.clear()
+        if not self.sole_source:
+            self.known.clear()
+
+    def read_small(self, file_id: int, fd: int, status: os.stat_result, at_us: int, now_ns: int) -> bool:
+        """As ``read``, at once, of a file that the log has as empty and that is read by one call; False when this one
+        is not. A volume may have a million of them.
+        """
+        size = status.st_size
+        if self.sole_source or size > rereader.CHUNK_BYTES or status.st_blocks * 512 < size:
+            return False
+        data = os.pread(fd, size + 1, 0) if size else b""
+        if len(data) != size:
+            return False
+        if size:
+            self._shadow.write(file_id, 0, data, at_us)
+        self.touched.add(file_id)
+        self._shadow.change_attributes(file_id, {"mtime_ns": max(0, status.st_mtime_ns)}, at_us)
+        is_racy = now_ns - status.st_ctime_ns < RACY_NS
+        self.known[file_id] = Known(NEVER if is_racy else fingerprint(status), NO_DIGESTS, status.st_mtime_ns)
+        return True
 
     def read(self, file_id: int, fd: int, at_us: int, now_ns: int, *, is_new: bool) -> Iterator[int]:
         """Bring the log's content of a file to what the disk has. ``is_new``: the log has it as empty."""
@@ -96,7 +134,7 @@ class Contents:
         if file_id not in self._shadow.tree.nodes:
             return
         self.touched.add(file_id)
-        known = self.known.setdefault(file_id, Known(NEVER))
+        known = self.known.setdefault(file_id, Known(NEVER, NO_DIGESTS))
         if has_logged or known.mtime_ns != status.st_mtime_ns:
             # Every write of the log makes its time the present one at a replica.
             known.mtime_ns = status.st_mtime_ns

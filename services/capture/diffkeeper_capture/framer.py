@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from diffkeeper.domain import clocks, deltas, frames, limits, positions
@@ -216,7 +216,7 @@ class Framer:
             self._begin(delta.at_us or self._clock.monotonic_us())
         last = columns.at_us[-1] if columns.at_us else 0
         at = self._within(delta.at_us - self._first_us) if delta.at_us else last
-        columns.add(replace(delta, at_us=at))
+        columns.add(delta, at)
         self._grown()
 
     def note_fidelity(self, fidelity: frames.Fidelity) -> None:

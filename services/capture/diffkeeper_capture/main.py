@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import diffkeeper_capture.lean_start  # noqa: F401 - before what it is about
 from diffkeeper import heap, http, service, settings
 from diffkeeper.leases.nats_lease_store import NatsLeaseStore
 from diffkeeper.log.nats_event_log import NatsEventLog

@@ -17,6 +17,7 @@ from diffkeeper_capture import rereader
 from diffkeeper_capture.compared_files import ComparedFiles
 from diffkeeper_capture.dirty_pages import DirtyPages
 from diffkeeper_capture.records import Mapping
+from diffkeeper_capture.scanner import Arrivals
 from diffkeeper_capture.shadow import Shadow
 
 # File systems whose files and mappings are the same inodes, and which tell of each dirty page: ext4, xfs,
@@ -115,7 +116,7 @@ class MappedFiles:
         """A file that is not known yet is mapped, or was stored to; see ``follow``."""
         self._expected[inode] = self._expected.get(inode, mapping) & Mapping.FOLLOWED | Mapping.DIRTY
 
-    def follow_arrivals(self, arrivals: set[int]) -> None:
+    def follow_arrivals(self, arrivals: Arrivals) -> None:
         """Files that came to be known by being found: some may have been mapped all the time. Takes the ids."""
         for inode, mapping in self._expected.items():
             file_id = self._shadow.by_inode.get(inode)
@@ -125,7 +126,7 @@ class MappedFiles:
         if arrivals:
             for inode in mapped_inodes(self._reader.device):
                 file_id = self._shadow.by_inode.get(inode)
-                if file_id in arrivals and self._shadow.is_file(file_id):
+                if file_id is not None and file_id in arrivals and self._shadow.is_file(file_id):
                     # The kernel side does not follow what was mapped before it, or elsewhere.
                     self.follow(file_id, 0)
         arrivals.clear()

@@ -19,7 +19,7 @@ import os
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from pathlib import Path
 
 from diffkeeper.domain import deltas, frames, limits, positions, trees
@@ -39,6 +39,7 @@ from diffkeeper_capture.settling import SETTLE_BUDGET_BYTES, Settler
 from diffkeeper_capture.shadow import Shadow
 from diffkeeper_capture.system_calls import PLAIN_WRITES, call_name, sets_times
 from diffkeeper_capture.unseen import Unseen
+from diffkeeper_capture.working_tree import WorkingTree
 
 # Of a WRITE: nothing to think about without these. Plain integers: an enum's ``&`` costs as much as all the
 # rest.
@@ -55,12 +56,18 @@ class Observer:
     """
 
     def __init__(
-        self, root: Path, sink: FrameSink, *, state: trees.TreeState | None = None, sole_source: bool = False
+        self,
+        root: Path,
+        sink: FrameSink,
+        *,
+        state: trees.TreeState | None = None,
+        tree: WorkingTree | None = None,
+        sole_source: bool = False,
     ) -> None:
-        """``state`` is believed as it is; without it, ``scan_base`` must follow. ``sole_source``: no records
-        will come.
+        """``state``, or the ``tree`` of somebody who keeps it in a file, is believed as it is; without either, or with
+        an empty one, ``scan_base`` must follow. ``sole_source``: no records will come.
         """
-        self.shadow = Shadow(sink, state.tree if state is not None else None)
+        self.shadow = Shadow(sink, state.tree if state is not None else tree)
         self.reader = rereader.Rereader(root, self.shadow)
         self.contents = Contents(self.shadow, sole_source=sole_source)
         self.scanner = Scanner(self.shadow, self.reader, self.contents)
@@ -104,8 +111,9 @@ class Observer:
             self.scanner.on_arrival = self._arrived
         if state is not None:
             self._adopt(state)
-            # Whoever keeps the tree has these.
-            self.shadow.unsaved_ids = {ROOT_ID}
+        if tree is not None:
+            tree.device = self.reader.device
+            self._adopt_prints(tree.fingerprints)
         # The hot path's own names for things.
         self._by_inode = self.shadow.by_inode
         self._add_write = sink.add_write
@@ -495,7 +503,7 @@ class Observer:
         the log.
         """
         yield from self._settler.rescan(cause)
-        self.scanner.arrivals |= self.shadow.tree.nodes.keys()
+        self.scanner.arrivals.everything()
         self.mapped.follow_arrivals(self.scanner.arrivals)
 
     @property
@@ -531,7 +539,13 @@ class Observer:
         for file_id, identity in state.identities.items():
             if file_id in self.shadow.tree.nodes and file_id != ROOT_ID:
                 self.shadow.bind(file_id, identity.inode, identity.generation)
-        for file_id, print_ in state.fingerprints.items():
+        self._adopt_prints({**state.fingerprints})
+
+    def _adopt_prints(self, prints: MutableMapping[int, Fingerprint]) -> None:
+        if not self.contents.sole_source:
+            self.contents.kept = prints
+            return
+        for file_id, print_ in prints.items():
             if file_id in self.shadow.tree.nodes:
                 self.contents.known[file_id] = Known(print_, Digests(print_[0], is_complete=False))
 
@@ -559,10 +573,16 @@ class Observer:
         asked for again the next time.
         """
         now_ns = time.time_ns()
-        living = [file_id for file_id in self.contents.touched if self.shadow.is_file(file_id)]
-        found = {file_id: self._print_of(file_id, now_ns) for file_id in living}
-        self.contents.touched.clear()
-        self.contents.touched.update(file_id for file_id, print_ in found.items() if print_ is None)
+        contents, found = self.contents, dict[int, Fingerprint | None]()
+        for file_id in contents.touched:
+            if file_id == self.scanner.reading:
+                found[file_id] = None
+            elif contents.is_fresh(file_id) and file_id not in self.doubts.contents:
+                found[file_id] = contents.known[file_id].fingerprint
+            elif self.shadow.is_file(file_id):
+                found[file_id] = self._print_of(file_id, now_ns)
+        contents.forget_touched()
+        contents.touched.update(file_id for file_id, print_ in found.items() if print_ is None)
         # A write that takes the short way says nothing of its file; the next one takes the long way.
         self._think_again()
         return found

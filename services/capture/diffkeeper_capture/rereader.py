@@ -30,7 +30,7 @@ _FS_IOC_GETVERSION = 0x80087601
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: should a FIFO take the file's place between looking and opening, the open must not wait for a
 # writer.
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 _KINDS = {
     stat.S_IFREG: trees.Kind.FILE,
@@ -192,7 +192,7 @@ def open_file(directory: int, name: bytes, expected: int | None) -> int:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if not stat.S_ISREG(status.st_mode) or expected not in (None, status.st_ino):
             raise Elsewhere
-        fd = os.open(name, _FILE, dir_fd=directory)
+        fd = os.open(name, FILE_FLAGS, dir_fd=directory)
     except OSError as error:
         raise Elsewhere from error
     opened = os.fstat(fd)

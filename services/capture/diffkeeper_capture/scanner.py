@@ -34,6 +34,11 @@ ENTRIES_A_STEP = 256
 # What a step read, in bytes: entries count a little too, so that a budget in bytes bounds both.
 ENTRY_COST = 512
 
+# Of a first sight, between two times that others get their turn: a small file takes about as long as so many bytes of
+# a large one, and a step some milliseconds.
+FILE_COST = 16 * 1024
+STEP_COST = 512 * 1024
+
 
 class Depth(Enum):
     """How much of what a comparison meets is looked into."""
@@ -72,6 +77,36 @@ class Found:
     target: bytes = b""
 
 
+class Arrivals:
+    """Ids of files that came to be known by being found; of very many, that it may be any."""
+
+    MOST = 4096
+
+    def __init__(self) -> None:
+        self._ids: set[int] = set()
+        self._are_all = False
+
+    def __bool__(self) -> bool:
+        return self._are_all or bool(self._ids)
+
+    def __contains__(self, file_id: int | None) -> bool:
+        return file_id is not None and (self._are_all or file_id in self._ids)
+
+    def add(self, file_id: int) -> None:
+        if not self._are_all:
+            self._ids.add(file_id)
+            if len(self._ids) > self.MOST:
+                self.everything()
+
+    def everything(self) -> None:
+        self._are_all = True
+        self._ids.clear()
+
+    def clear(self) -> None:
+        self._are_all = False
+        self._ids.clear()
+
+
 class Scanner:
     """Compares; one comparison at a time for each volume. ``changes`` counts what it had to log."""
 
@@ -82,7 +117,9 @@ class Scanner:
         # Directories that were to be listed and were not where they should be.
         self.unreached: set[int] = set()
         # Files that were found, not told of; whoever wants to know takes them.
-        self.arrivals: set[int] = set()
+        self.arrivals = Arrivals()
+        # The file that is being read, 0 for none: the log has a part of it.
+        self.reading = 0
         # Called with a found file, open, before it is read.
         self.on_arrival: Callable[[int, int], None] | None = None
         self.sightings = Sightings(is_impatient=contents.sole_source)
@@ -133,24 +170,37 @@ class Scanner:
         yield from self._count(progress)
         read_before, looked_before = self.read_bytes, self.looked
         self._log_root()
-        for _ in self.compare({ROOT_ID: None}, deep=True, depth=Depth.NAMES):
+        cost = 0
+        for size in self.compare({ROOT_ID: None}, deep=True, depth=Depth.NAMES):
+            cost += size
+            if cost < STEP_COST:
+                continue
+            cost = 0
             progress.files = self.looked - looked_before
             progress.bytes = self.read_bytes - read_before
             progress.files_total = max(progress.files_total, progress.files)
             progress.bytes_total = max(progress.bytes_total, progress.bytes)
             yield progress
+        progress.files, progress.bytes = self.looked - looked_before, self.read_bytes - read_before
         progress.files_total, progress.bytes_total = progress.files, progress.bytes
         progress.done = True
         yield progress
 
     def _count(self, progress: Progress) -> Iterator[Progress]:
         """What there is to read, for people who wait; entries that vanish meanwhile do not matter."""
-        for path, directories, files in os.walk(self._reader.root):
-            for name in files:
-                with contextlib.suppress(OSError):
-                    progress.bytes_total += os.lstat(os.path.join(path, name)).st_blocks * 512
-            progress.files_total += len(directories) + len(files)
-            yield progress
+        waiting, looked = [os.fsencode(self._reader.root)], 0
+        while waiting:
+            with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    progress.files_total += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        progress.bytes_total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    looked += 1
+                    if looked % ENTRIES_A_STEP == 0:
+                        yield progress
+        yield progress
 
     def _log_root(self) -> None:
         """What the root is, whatever it is: a replica's own directory may have begun as anything."""
@@ -186,11 +236,15 @@ class Scanner:
                 self._shadow.bind(directory, status.st_ino)
                 if directory == ROOT_ID:
                     self._same_attributes(ROOT_ID, status)
-                listed = [os.fsencode(name) for name in os.listdir(fd)] if names is None else sorted(names)
-                for looked, name in enumerate(listed, 1):
+                # Of one that nobody knew anything of nothing can be missing.
+                is_known = bool(self._shadow.tree.nodes[directory].children)
+                present: set[bytes] = set()
+                for looked, (name, is_file) in enumerate(_entries(fd, names), 1):
                     if not self._shadow.is_directory(directory):
                         return  # a record removed it meanwhile
-                    yield from self._name(directory, fd, name, deep)
+                    if is_known:
+                        present.add(name)
+                    yield from self._name(directory, fd, name, deep, is_file)
                     if looked % ENTRIES_A_STEP == 0:
                         yield ENTRIES_A_STEP * ENTRY_COST
         except rereader.Elsewhere:
@@ -201,8 +255,7 @@ class Scanner:
                 (parent, None, False) for parent, _ in self._shadow.tree.nodes[directory].entries
             )
             return
-        if names is None and directory in self._shadow.tree.nodes:
-            present = set(listed)
+        if names is None and is_known and directory in self._shadow.tree.nodes:
             children = self._shadow.tree.nodes[directory].children
             for name in children.keys() - present:
                 if (directory, name) in self._parked:
@@ -213,8 +266,12 @@ class Scanner:
         if self.sightings.may_act((directory, name), 0, known):
             self._missing[directory, name] = None
 
-    def _name(self, directory: int, fd: int, name: bytes, deep: bool) -> Iterator[int]:
+    def _name(self, directory: int, fd: int, name: bytes, deep: bool, is_file: bool) -> Iterator[int]:
+        """``is_file``: it was listed as a regular file."""
         known = self._shadow.tree.child(directory, name)
+        if is_file and known is None and (opened := self._open_new(fd, name)) is not None:
+            yield from self._take_in(directory, fd, name, *opened)
+            return
         found = self._look(directory, fd, name)
         if found is Absence.GONE:
             if known is not None:
@@ -423,7 +480,37 @@ class Scanner:
         finally:
             os.close(fd)
 
-    def _make(self, found: Found) -> int:
+    def _open_new(self, directory: int, name: bytes) -> tuple[int, os.stat_result] | None:
+        """A file that nobody knew, open; None for what has to be looked at before it may be opened."""
+        try:
+            fd = os.open(name, rereader.FILE_FLAGS, dir_fd=directory)
+        except OSError:
+            return None
+        status = os.fstat(fd)
+        if (
+            stat.S_ISREG(status.st_mode)
+            and status.st_dev == self._reader.device
+            and status.st_ino not in self._shadow.by_inode
+        ):
+            return fd, status
+        os.close(fd)
+        return None
+
+    def _take_in(
+        self, parent: int, directory: int, name: bytes, fd: int, status: os.stat_result
+    ) -> Iterator[int]:
+        """What ``_arrive`` does, for nearly all that a first sight meets, in half the time."""
+        try:
+            self.looked += 1
+            self._changed()
+            found = Found(parent, name, status, trees.Kind.FILE, directory)
+            file_id = self._make(found, rereader.xattrs_of(fd))
+            yield from self._read(file_id, fd, is_new=True)
+        finally:
+            os.close(fd)
+        yield FILE_COST
+
+    def _make(self, found: Found, xattrs: dict[bytes, bytes] | None = None) -> int:
         status = found.status
         file_id = self._shadow.make(
             found.kind,
@@ -436,7 +523,10 @@ class Scanner:
             found.target,
         )
         self._shadow.bind(file_id, status.st_ino)
-        self._compare_xattrs(file_id, found.directory, found.name)
+        if xattrs is None:
+            self._compare_xattrs(file_id, found.directory, found.name)
+        elif xattrs:
+            self._same_xattrs(file_id, xattrs)
         if self._contents.sole_source:
             self._contents.known[file_id] = Known(NEVER)
         elif found.kind is trees.Kind.FILE:
@@ -461,9 +551,18 @@ class Scanner:
             self._shadow.generation_of[file_id] = generation
         if is_new and self.on_arrival is not None:
             self.on_arrival(file_id, fd)
-        for size in self._contents.read(file_id, fd, _now_us(), time.time_ns(), is_new=is_new):
-            self.read_bytes += size
-            yield size
+        if is_new:
+            status = os.fstat(fd)
+            if self._contents.read_small(file_id, fd, status, _now_us(), time.time_ns()):
+                self.read_bytes += status.st_size
+                return
+        self.reading = file_id
+        try:
+            for size in self._contents.read(file_id, fd, _now_us(), time.time_ns(), is_new=is_new):
+                self.read_bytes += size
+                yield size
+        finally:
+            self.reading = 0
 
     # ---- the end
 
@@ -488,7 +587,33 @@ class Scanner:
                 self._changed()
                 self._shadow.remove_tree(parent, name, _now_us())
         self._missing.clear()
+        self._seen.clear()
         return cost
+
+
+def _entries(fd: int, names: frozenset[bytes] | None) -> Iterator[tuple[bytes, bool]]:
+    """(name, whether it is listed as a regular file) of a directory, or the names given."""
+    if names is not None:
+        yield from ((name, False) for name in sorted(names))
+        return
+    try:
+        # Of its own: where a descriptor is in a listing, all its copies are.
+        own = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    except FileNotFoundError as error:
+        raise rereader.Elsewhere from error
+    try:
+        with os.scandir(own) as listed:
+            for entry in listed:
+                yield os.fsencode(entry.name), _is_listed_as_file(entry)
+    finally:
+        os.close(own)
+
+
+def _is_listed_as_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file(follow_symlinks=False)
+    except OSError:
+        return False  # whoever looks at it says why
 
 
 def _now_us() -> int:

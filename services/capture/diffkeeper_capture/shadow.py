@@ -8,13 +8,14 @@ touches a disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
 from blake3 import blake3
 
 from diffkeeper.domain import deltas, trees
 from diffkeeper.domain.deltas import FIRST_FREE_ID, ROOT_ID, Delta, Op
 from diffkeeper_capture.framer import FrameSink
+from diffkeeper_capture.working_tree import WorkingTree
 
 # Names under which entries wait while a comparison finds out where they went. Too odd to be anybody's own.
 PARKED = b".diffkeeper-parked-%d"
@@ -44,8 +45,6 @@ class Shadow:
         "touched",
         "tree",
         "unmapped",
-        "unsaved",
-        "unsaved_ids",
         "unverified",
         "xattrs",
     )
@@ -53,11 +52,18 @@ class Shadow:
     def __init__(self, sink: FrameSink, tree: trees.Tree | None = None) -> None:
         self.sink = sink
         self.tree = trees.Tree() if tree is None else tree
-        self.by_inode: dict[int, int] = {}
-        self.inode_of: dict[int, int] = {}
-        self.generation_of: dict[int, int] = {}
+        self.by_inode: MutableMapping[int, int]
+        self.inode_of: MutableMapping[int, int]
+        self.generation_of: MutableMapping[int, int]
         # Invariant: of the ids in the tree, exactly those in ``unmapped`` have no entry in ``inode_of``.
-        self.unmapped: set[int] = set(self.tree.nodes)
+        self.unmapped: set[int]
+        if isinstance(self.tree, WorkingTree):
+            self.by_inode, self.inode_of = self.tree.by_inode, self.tree.inode_of
+            self.generation_of = self.tree.generation_of
+            self.unmapped = self.tree.unidentified()
+        else:
+            self.by_inode, self.inode_of, self.generation_of = {}, {}, {}
+            self.unmapped = set(self.tree.nodes)
         # Ids whose inode was looked up after their call: something else may have taken the name by then.
         self.guessed: set[int] = set()
         # Ids whose mode and owner were guessed, because they were not there any more when they were looked
@@ -69,9 +75,6 @@ class Shadow:
         self.xattrs: dict[int, dict[bytes, bytes]] = {}
         # How many deltas of content went through here; records of writes pass by.
         self.content_changes = 0
-        # What a tree kept elsewhere has not taken yet: deltas of names, and ids whose inode is another one.
-        self.unsaved: list[Delta] = []
-        self.unsaved_ids: set[int] = set()
         # Called with an id whose last name is gone, while its inode is still known.
         self.on_forget: list[Callable[[int], None]] = []
         # Called when an inode does not stand for its id any more.
@@ -94,13 +97,13 @@ class Shadow:
             if generation:
                 self.generation_of[file_id] = generation
             return None
-        self.unbind(file_id)
+        if file_id in self.inode_of:
+            self.unbind(file_id)
         if before is not None:
             self.unbind(before)
         self.by_inode[inode] = file_id
         self.inode_of[file_id] = inode
         self.touched.add(file_id)
-        self.unsaved_ids.add(file_id)
         self.unmapped.discard(file_id)
         if generation:
             self.generation_of[file_id] = generation
@@ -121,7 +124,6 @@ class Shadow:
         self.guessed.discard(file_id)
         if file_id in self.tree.nodes:
             self.unmapped.add(file_id)
-            self.unsaved_ids.add(file_id)
 
     def make(
         self,
@@ -217,7 +219,6 @@ class Shadow:
 
     def _put(self, delta: deltas.Delta) -> None:
         self.tree.apply(delta)
-        self.unsaved.append(delta)
         self.sink.add(delta)
 
     def _forget_if_gone(self, file_id: int) -> int | None:

@@ -30,7 +30,7 @@ class SourceSampler:
         """
         others = list(islice(self._round, OTHERS_A_LOOK))
         if len(others) < OTHERS_A_LOOK:
-            self._round = iter(list(self._observer.shadow.tree.nodes))
+            self._round = self._observer.shadow.tree.ids()
         looked = {file_id: self._changed_us(file_id) for file_id in (*self._hot, *others)}
         found = {file_id: at_us for file_id, at_us in looked.items() if at_us is not None}
         hottest = heapq.nlargest(HOT_FILES, found, key=lambda file_id: found[file_id])

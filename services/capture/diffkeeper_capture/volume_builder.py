@@ -69,7 +69,7 @@ class Builder:
         try:
             return self._put_together(order, spool, publisher, durability, start, sole_source)
         except BaseException:
-            start.store.close()
+            start.tree.close()
             raise
 
     def _put_together(
@@ -94,13 +94,12 @@ class Builder:
         )
         if sole_source:
             framer.set_floor(frames.Fidelity.SCAN)
-        observer = Observer(order.path, framer, state=start.state, sole_source=sole_source)
+        observer = Observer(order.path, framer, tree=start.tree, sole_source=sole_source)
         if start.mark is not None:
             framer.gaps = start.mark.gaps
             resuming.recall(observer, start.memories)
         shipper = Shipper(spool, publisher, durability)
-        observer.shadow.unsaved[:0] = start.unsaved
-        keeper = TreeKeeper(start.store, observer.shadow, shipper, observer.reader.device)
+        keeper = TreeKeeper(start.tree, shipper)
         return Parts(start, framer, observer, spool, publisher, durability, shipper, keeper, self.log)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from diffkeeper import heap
 from diffkeeper.domain import clocks, errors, frames, leases, trees
 from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.leases.lease_store import LeaseStore
@@ -46,6 +47,8 @@ from diffkeeper_capture.volume_recovery import Beginning, Start
 from diffkeeper_capture.watch_probe import WatchProbe
 
 ROOT_CHECK_S = 1.0
+# A tree of which much changed is kept this soon after the time before.
+LARGE_CHECK_S = 0.1
 # A first sight pauses while this much of it is not in the stream yet.
 BASE_AHEAD_BYTES = 64 * 1024 * 1024
 # After a loss, files are re-read only when the ring has held for so long (a barrier does not wait for that):
@@ -134,6 +137,8 @@ class VolumeCapture:
         # Set while what the log says is known to be what the directory is.
         self._whole = asyncio.Event()
         self._keeper = parts.keeper
+        # Set when much of the tree is in memory alone.
+        self._is_large = asyncio.Event()
         self._slot = -1
         self._marks: Marks | None = None
         self._held: HeldWrites | None = None
@@ -279,6 +284,7 @@ class VolumeCapture:
                 await self._breathe()
             await self._settle()
         self._end_base()
+        heap.trim()
 
     async def _collect(self, watch: WatchProbe) -> None:
         """The portable probe's loop: wait for changes, compare, ship."""
@@ -300,6 +306,8 @@ class VolumeCapture:
         self._ship(self.framer.take())
         with contextlib.suppress(errors.Transient):  # tried again, and told, by ``_keep``
             self._keeper.feed()
+            if self._keeper.is_large and not self._whole.is_set() and self._save_amid():
+                await asyncio.to_thread(self._keeper.sync)
         await asyncio.sleep(0)
         while self.shipper.is_choked or self.publisher.behind_bytes > BASE_AHEAD_BYTES:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -311,7 +319,7 @@ class VolumeCapture:
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(ROOT_CHECK_S)
+            await self._until_keeping()
             await asyncio.to_thread(self.observer.reader.check_root)
             self._settle_gap()
             self._ship_stores()
@@ -323,7 +331,17 @@ class VolumeCapture:
                     "the tree could not be kept; tried again", reason=error.reason, error=error.message
                 )
 
+    async def _until_keeping(self) -> None:
+        """About a second, less when much of the tree waits to be kept."""
+        await asyncio.sleep(LARGE_CHECK_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ROOT_CHECK_S - LARGE_CHECK_S):
+                await self._is_large.wait()
+        self._is_large.clear()
+
     async def _keep_tree(self) -> None:
+        if self.is_ended:
+            return  # a thread reads it
         while self._keeper.feed():  # noqa: ASYNC110
             await asyncio.sleep(0)
         since = self.spool.bytes_after(self._keeper.saved)
@@ -390,6 +408,8 @@ class VolumeCapture:
             self._ship(self.framer.take())
         if self._marks is not None and not self.framer.pending and self.shipper.is_idle:
             self._marks.idle()
+        if self._keeper.is_large:
+            self._is_large.set()
         if not settled or self.framer.is_packing:
             return 0.0
         if not self.framer.pending:
@@ -555,12 +575,33 @@ class VolumeCapture:
         tip = self.framer.tip
         if self.shipper.is_choked or self.spool.last != tip.position or self.framer.is_packing:
             return False
-        prints = self.observer.take_prints()
-        self._keeper.commit(tip.position, tip.hash, self.framer.stamp, prints, self.tree_state)
-        self.observer.shadow.touched.clear()
+        self._commit(tip)
         if self._marks is not None:
             self._marks.begin_anew()
         return True
+
+    def _save_amid(self) -> bool:
+        """Keep the tree as far as a comparison has come, so that memory does not grow with the volume. Whoever starts
+        from there compares again.
+        """
+        if self.framer.tip.position == self._keeper.saved and not self.framer.pending:
+            return False
+        self._cut()
+        tip = self.framer.tip
+        if self.shipper.is_choked or self.spool.last != tip.position:
+            return False
+        self._commit(tip)
+        return True
+
+    def _commit(self, tip: frames.Tip) -> None:
+        prints = self.observer.take_prints()
+        try:
+            self._keeper.commit(tip.position, tip.hash, self.framer.stamp, prints)
+        except BaseException:
+            self.observer.contents.touched.update(prints)
+            raise
+        # A successor finds these in the tree.
+        self.observer.shadow.touched.clear()
 
     @property
     def is_ended(self) -> bool:

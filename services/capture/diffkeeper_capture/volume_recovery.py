@@ -14,13 +14,16 @@ import asyncio
 import enum
 from dataclasses import dataclass, field
 
-from diffkeeper.domain import deltas, errors, frames, positions, trees
+from diffkeeper import heap
+from diffkeeper.domain import errors, frames, positions, trees
 from diffkeeper.tree_store import TreeStore
 from diffkeeper_capture import resume_journal, volume_state
 from diffkeeper_capture.spool import Spool
 from diffkeeper_capture.volume_order import Order, VolumeFiles
+from diffkeeper_capture.working_tree import WorkingTree
 
-_NAMES = deltas.NAMING | {deltas.Op.ATTR}
+# Of a tree's file in memory: there may be many volumes, and the kernel keeps what is asked for too.
+_PAGES_KIB = 1024
 
 
 class Beginning(enum.Enum):
@@ -33,18 +36,15 @@ class Beginning(enum.Enum):
 
 @dataclass(slots=True)
 class Start:
-    """Where capture goes on. ``state`` is None before a first sight."""
+    """Where capture goes on."""
 
     beginning: Beginning
     tip: frames.Tip
     stamp: int
-    state: trees.TreeState | None
+    # To be closed by whoever goes on; it is ahead of its last commit by what the frames behind that one say.
+    tree: WorkingTree
     # Whether the log has the whole first sight.
     based: bool
-    # The tree that a restart begins with, to be kept up to date and closed by whoever goes on.
-    store: TreeStore
-    # What leads from there to ``state``.
-    unsaved: list[deltas.Delta] = field(default_factory=list)
     # Of a resumption: where in the ring, and what to know.
     mark: resume_journal.Mark | None = None
     memories: list[resume_journal.Memory] = field(default_factory=list)
@@ -92,12 +92,15 @@ def _begin(order: Order, files: VolumeFiles) -> Start:
     files.directory.mkdir(parents=True, exist_ok=True)
     if state is None:
         empty = trees.TreeState(order.volume, order.parent.position, order.parent.hash, 0, trees.Tree(), {})
-        store = TreeStore.create(files.tree_store, empty)
-        return Start(Beginning.FIRST_SIGHT, order.parent, 0, None, False, store)
+        store = TreeStore.create(files.tree_store, empty, _PAGES_KIB)
+        return Start(Beginning.FIRST_SIGHT, order.parent, 0, WorkingTree(store), based=False)
     assert order.tree_state is not None, "a state was given by a file"
     beginning = Beginning.COMPARE if files.is_ours(order.tree_state) else Beginning.TRUST
-    store = TreeStore.create(files.tree_store, state)
-    return Start(beginning, order.parent, state.stamp, state, True, store)
+    tree = WorkingTree(TreeStore.create(files.tree_store, state, _PAGES_KIB))
+    stamp = state.stamp
+    del state
+    heap.trim()  # all of the tree was in memory
+    return Start(beginning, order.parent, stamp, tree, based=True)
 
 
 def _given(order: Order) -> trees.TreeState | None:
@@ -120,7 +123,7 @@ def _restart(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) ->
     reign = files.read_reign()
     if reign is None or reign.epoch != order.epoch or not files.tree_store.exists():
         raise _no_tree(order, f"{files.directory} does not hold this epoch's")
-    store = TreeStore.open(files.tree_store)
+    store = TreeStore.open(files.tree_store, _PAGES_KIB)
     try:
         return _go_on(order, store, reign.based, spool, tip)
     except BaseException:
@@ -130,34 +133,28 @@ def _restart(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) ->
 
 def _go_on(order: Order, store: TreeStore, based: bool, spool: Spool, tip: frames.Tip) -> Start:
     """From the tree that was kept, by the names in the frames behind it."""
-    state, unsaved = store.load(), []
-    at = frames.Tip(state.position, state.frame_hash)
-    for frame in spool.frames_after(state.position):
+    tree, stamp = WorkingTree(store), store.stamp
+    at = frames.Tip(store.position, store.frame_hash)
+    for frame in spool.frames_after(store.position):
         if frame.position > tip.position:
             break
         if frames.follows(at, frame) is not frames.Follows.NEXT:
             raise _no_tree(order, f"the spool does not continue {at.position}")
-        unsaved += _replay_names(state, frame)
+        _replay_names(tree, frame)
         based = based or bool(frame.header.flags & frames.Flag.BASE_END)
         at = frames.Tip(frame.position, frame.hash)
-        state.stamp = max(state.stamp, frame.header.last)
+        stamp = max(stamp, frame.header.last)
     if at != tip:
         raise _no_tree(order, f"the spool ends at {at.position} and the log at {tip.position}")
-    known = {
-        file_id: identity for file_id, identity in state.identities.items() if file_id in state.tree.nodes
-    }
-    state.identities = known
-    return Start(Beginning.RESTART, tip, state.stamp, state, based, store, unsaved)
+    return Start(Beginning.RESTART, tip, stamp, tree, based)
 
 
-def _replay_names(state: trees.TreeState, frame: frames.Frame) -> list[deltas.Delta]:
+def _replay_names(tree: WorkingTree, frame: frames.Frame) -> None:
     columns = frame.columns()
-    if not columns.args:
-        return []  # only content
-    names = [delta for delta in columns if delta.op in _NAMES]
-    for delta in names:
-        state.tree.apply(delta)
-    return names
+    if columns.args:  # else only content
+        for delta in columns:
+            if tree.is_changed_by(delta):
+                tree.apply(delta)
 
 
 def _no_tree(order: Order, why: str) -> errors.Corrupt:

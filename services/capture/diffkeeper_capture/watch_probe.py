@@ -15,8 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import watchfiles
+from typing import TYPE_CHECKING
 
 from diffkeeper.domain import errors
 from diffkeeper.domain.deltas import ROOT_ID, is_name
@@ -24,6 +23,9 @@ from diffkeeper_capture.mapped_files import mapped_inodes
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.scanner import Depth, Progress
 from diffkeeper_capture.shadow import Shadow
+
+if TYPE_CHECKING:
+    import watchfiles
 
 # A burst of changes is looked at once, at the latest this long after its first.
 DEBOUNCE_MS = 100
@@ -58,6 +60,8 @@ class WatchProbe:
         self._changes: Iterator[set[tuple[watchfiles.Change, str]]] | None = None
 
     def __enter__(self) -> WatchProbe:
+        import watchfiles  # only here: it brings megabytes that an agent with the exact probe does not need
+
         self._changes = watchfiles.watch(
             os.fsdecode(self._real),
             watch_filter=None,

@@ -129,17 +129,18 @@ class Columns:
         self.data += data
         self.payload_bytes += len(data) + count * _BYTES_PER_DELTA
 
-    def add(self, delta: Delta) -> None:
-        op = delta.op
+    def add(self, delta: Delta, at_us: int | None = None) -> None:
+        """``at_us``: another time than the delta's."""
+        op, at_us = delta.op, delta.at_us if at_us is None else at_us
         if op is Op.WRITE:
             assert delta.length == len(delta.data), "a write's length is that of its data"
-            self.add_write(delta.file_id, delta.offset, delta.data, delta.at_us)
+            self.add_write(delta.file_id, delta.offset, delta.data, at_us)
             return
         self.ops.append(op)
         self.file_ids.append(delta.file_id)
         self.offsets.append(delta.offset)
         self.lengths.append(delta.length)
-        self.at_us.append(delta.at_us)
+        self.at_us.append(at_us)
         self.payload_bytes += _BYTES_PER_DELTA
         if op in WITH_ARGS:
             packed = list(delta.args)

@@ -64,6 +64,10 @@ class Tree:
     def nodes(self) -> Mapping[int, Node]:
         return self._nodes
 
+    def ids(self) -> Iterator[int]:
+        """Every id, while the tree may change: one that comes or goes meanwhile is there or not."""
+        return iter(list(self._nodes))
+
     def _add(self, file_id: int, node: Node) -> None:
         self._nodes[file_id] = node
         if node.kind is Kind.DIR:

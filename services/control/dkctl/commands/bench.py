@@ -161,6 +161,22 @@ def history(seconds: float, postgres: bool, work: Path | None, form: str) -> exi
 
 
 @bench.command()
+@click.option(
+    "--count", type=click.IntRange(min=1), default=50_000, show_default=True, help="How many small files."
+)
+@_place
+@options.form
+def files(count: int, work: Path | None, form: str) -> exits.Exit:
+    """Memory of the agent for each file it knows, and its processor time for the first sight of them."""
+    from dkctl.bench import figures
+    from dkctl.bench import files as measurement
+
+    with _folder(work) as folder:
+        report = measurement.measure(folder, count, output.say)
+    return output.show(figures.answer(report), form)
+
+
+@bench.command()
 @click.option("--geometry", "geometries", metavar="K+M", multiple=True, help="Such as 2+8; may be repeated.")
 @click.option("--segments", type=click.IntRange(min=1), default=8, show_default=True, help="Of 8 MiB each.")
 @click.option(
