@@ -1,0 +1,362 @@
+"""One site's share in a shared volume, in memory and in its store: takes in records of other sites, says its own.
+
+Knows no directory: what should stand there is asked of ``tree`` and ``document``, what a program changed there
+is told by ``say`` and ``edit``. Every public call that changes something leaves it in one transaction of the
+store, which the caller commits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from blake3 import blake3
+
+from diffkeeper.domain import clocks, errors, shared_ops, shared_trees, trees
+from diffkeeper.domain.shared_ops import ROOT, Dot, Vector
+from diffkeeper_replicator.merging_service import documents
+from diffkeeper_replicator.merging_service.store import Document, Peer, Store
+
+# Documents kept loaded: those that are edited now.
+LOADED_MAX = 64
+# The document of a file's first content is made as if by this site, so that it is the same wherever the same
+# content is seen first.
+NOBODY = "-"
+
+
+@dataclass(slots=True)
+class Pending:
+    """What the site's directory has not been brought up to yet."""
+
+    directories: set[bytes] = field(default_factory=set)
+    objects: set[bytes] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.directories or self.objects)
+
+
+class SharedState:
+    def __init__(self, site: str, store: Store, now_us: Callable[[], int]) -> None:
+        self.site = site
+        self.store = store
+        self._now_us = now_us
+        self.tree = store.tree()
+        self.peers = store.peers()
+        self.clock: clocks.Stamp = store.fact("clock") or 0
+        self.number: int = store.fact("number") or 0
+        # Sites of the volume: nothing is forgotten before all of them have seen it.
+        self.sites: tuple[str, ...] = tuple(store.fact("sites") or (site,))
+        self.pending = Pending()
+        self._loaded: OrderedDict[bytes, documents.Document] = OrderedDict()
+
+    # -- saying ----------------------------------------------------------------------------------------------
+
+    @property
+    def vector(self) -> Vector:
+        found = {site: peer.number for site, peer in self.peers.items() if peer.number}
+        return found | ({self.site: self.number} if self.number else {})
+
+    def tick(self) -> clocks.Stamp:
+        self.clock = clocks.tick(self.clock, self._now_us())
+        return self.clock
+
+    def say(self, op: shared_ops.Op, stamp: clocks.Stamp | None = None) -> shared_trees.Change:
+        """A record of this site: into the tree, the store and the outbox."""
+        stamp = stamp or self.tick()
+        self.number += 1
+        record = shared_ops.Record(Dot(self.site, self.number), stamp, op)
+        packed = shared_ops.encode(record)
+        assert len(packed) <= shared_ops.RECORD_MAX_BYTES, "callers keep updates below the limit"
+        self.store.put_outbox(self.number, packed)
+        self.store.set_fact("number", self.number)
+        self.store.set_fact("clock", self.clock)
+        return self._keep(record)
+
+    def set_sites(self, sites: Sequence[str]) -> None:
+        self.sites = tuple(sorted({*sites, self.site}))
+        self.store.set_fact("sites", list(self.sites))
+
+    # -- taking in -------------------------------------------------------------------------------------------
+
+    def take(self, record: shared_ops.Record) -> None:
+        """The next record of another site. Raises Corrupt, with nothing changed, for one that cannot be; Refused for
+        one from a clock that is too far ahead.
+        """
+        site = record.dot.site
+        peer = self.peers.get(site) or Peer()
+        if record.dot.number <= peer.number:
+            return
+        if record.dot.number != peer.number + 1 or record.stamp <= peer.stamp:
+            raise errors.Corrupt(
+                f"record {record.dot.number} of {site} does not follow record {peer.number}; nothing after "
+                "that was taken",
+                reason="record-out-of-order",
+                hint=f"look at the replicator of {site}",
+                site=site,
+            )
+        self.clock = clocks.receive(self.clock, record.stamp, self._now_us())
+        if isinstance(record.op, shared_ops.Edit):
+            self._merge(record.op, record)
+        elif isinstance(record.op, shared_ops.Seen):
+            peer.seen = shared_ops.merged(peer.seen or {}, record.op.vector)
+        elif isinstance(record.op, shared_ops.Resolve):
+            self.store.resolve(record.op.conflict, record.op.choice)
+        change = self._keep(record)
+        if not isinstance(record.op, shared_ops.Seen):
+            self.pending.directories |= change.directories
+            self.pending.objects |= change.objects
+        for entry in change.revived:
+            self._note_revived(entry, record)
+        peer.number, peer.stamp = record.dot.number, record.stamp
+        self.peers[site] = peer
+        self.store.put_peer(site, peer)
+        self.store.set_fact("clock", self.clock)
+
+    def _keep(self, record: shared_ops.Record) -> shared_trees.Change:
+        change = self.tree.apply(record)
+        op = record.op
+        for entry_id in change.entries:
+            self.store.put_entry(entry_id, self.tree.entries[entry_id])
+        if isinstance(op, shared_ops.Place):
+            claim = shared_trees.Claim(
+                record.stamp, record.dot.site, record.dot.number, op.entry, op.parent, op.name
+            )
+            self.store.put_claim(claim)
+            self.store.put_object(op.object, self.tree.objects[op.object])
+        elif isinstance(op, shared_ops.Edit | shared_ops.Attributes):
+            self.store.put_object(op.object, self.tree.objects[op.object])
+        return change
+
+    # -- content ---------------------------------------------------------------------------------------------
+
+    def document(self, object_id: bytes) -> documents.Document | None:
+        loaded = self._loaded.get(object_id)
+        if loaded is not None:
+            self._loaded.move_to_end(object_id)
+            return loaded
+        kept = self.store.document(object_id)
+        if kept is None:
+            return None
+        return self._hold(object_id, documents.named(kept.merger).load(kept.state, self.site))
+
+    def _hold(self, object_id: bytes, document: documents.Document) -> documents.Document:
+        self._loaded[object_id] = document
+        while len(self._loaded) > LOADED_MAX:
+            self._loaded.popitem(last=False)
+        return document
+
+    def content(self, object_id: bytes) -> bytes:
+        document = self.document(object_id)
+        return b"" if document is None else document.content()
+
+    def _merge(self, op: shared_ops.Edit, record: shared_ops.Record) -> None:
+        kept = self.store.document(op.object)
+        if kept is not None and kept.merger != op.merger:
+            self._merge_other(op, record, kept)
+            return
+        merger = documents.named(op.merger)
+        document = merger.new(self.site) if kept is None else merger.load(kept.state, self.site)
+        before = document.content()
+        found = document.merge(op.update)
+        base = b"" if kept is None else (kept.state if kept.base is None else kept.base)
+        self.store.put_document(op.object, Document(op.merger, document.state(), base))
+        self._hold(op.object, document)
+        for conflict in found:
+            self.note_conflict(op.object, conflict)
+            if not conflict.automatic and document.content() != before:
+                self.keep_copy(op.object, before, record.stamp)
+
+    def _merge_other(self, op: shared_ops.Edit, record: shared_ops.Record, kept: Document) -> None:
+        """Two sites took one file for two kinds. The smaller name counts, whoever comes first; the other version is a
+        file of its own.
+        """
+        merger = documents.named(op.merger)
+        document = merger.new(self.site)
+        document.merge(op.update)
+        if op.merger > kept.merger:
+            self.keep_copy(op.object, document.content(), record.stamp)
+            return
+        self.keep_copy(op.object, self.content(op.object), record.stamp)
+        base = kept.state if kept.base is None else kept.base
+        self.store.put_document(op.object, Document(op.merger, document.state(), base))
+        self._hold(op.object, document)
+
+    def edit(
+        self, object_id: bytes, content: bytes, changed: Sequence[tuple[int, int]] | None = None
+    ) -> shared_trees.Change | None:
+        """What a program left in a file this site's directory has; None when that is nothing new."""
+        kept = self.store.document(object_id)
+        if kept is None:
+            return None
+        merger = documents.named(kept.merger)
+        stamp = self.tick()
+        document = self.document(object_id)
+        assert document is not None, "it is in the store"
+        base = None
+        if kept.base is None:
+            update = document.edit(content, stamp, self.site, changed)
+        else:
+            # The directory is behind: the program changed what it saw, not what the document has by now.
+            seen = merger.load(kept.base, self.site) if kept.base else merger.new(self.site)
+            update = seen.edit(content, stamp, self.site, changed)
+            base = seen.state()
+            for conflict in document.merge(update) if update else ():
+                self.note_conflict(object_id, conflict)
+                if not conflict.automatic and document.content() != content:
+                    self.keep_copy(object_id, content, stamp)
+        if not update:
+            return None
+        self.store.put_document(object_id, Document(kept.merger, document.state(), base))
+        return self.say(shared_ops.Edit(object_id, kept.merger, update), stamp)
+
+    def first(self, path: bytes, content: bytes) -> tuple[str, bytes]:
+        """The merger for a new file, and the update that makes its content of nothing: the same wherever the same
+        content is seen first, if the merger is able to.
+        """
+        merger = documents.choose(path, content)
+        return merger.name, merger.new(NOBODY).edit(content, 1, NOBODY)
+
+    def begin(self, object_id: bytes, merger_name: str, update: bytes, *, on_disk: bool) -> None:
+        """The document of a new file."""
+        merger = documents.named(merger_name)
+        document = merger.new(self.site)
+        if update:
+            document.merge(update)
+        base = None if on_disk else b""
+        self.store.put_document(object_id, Document(merger_name, document.state(), base))
+        self._hold(object_id, document)
+        self.say(shared_ops.Edit(object_id, merger_name, update))
+
+    # -- conflicts -------------------------------------------------------------------------------------------
+
+    def path_of(self, object_id: bytes) -> bytes:
+        """One path of an object as shown; empty when it has none."""
+        found = self.tree.objects.get(object_id)
+        for entry_id in sorted(found.entries) if found is not None else ():
+            parts: list[bytes] = []
+            at: bytes = entry_id
+            while at != ROOT:
+                claim = self.tree.entries[at].at if at in self.tree.entries else None
+                if claim is None:
+                    break
+                parts.append(claim.name)
+                at = claim.parent
+            else:
+                return b"/".join(reversed(parts))
+        return b""
+
+    def note_conflict(self, object_id: bytes, conflict: documents.Conflict) -> None:
+        sides = sorted((conflict.ours, conflict.theirs))
+        key = shared_ops.derived_id(object_id, conflict.kind.encode(), *sides)
+        self.store.put_conflict(
+            key,
+            {
+                "object": object_id,
+                "path": self.path_of(object_id),
+                "kind": conflict.kind,
+                "ours": conflict.ours[: documents.CONFLICT_BYTES_MAX],
+                "theirs": conflict.theirs[: documents.CONFLICT_BYTES_MAX],
+                "site": conflict.site,
+                "at_us": clocks.to_micros(conflict.stamp),
+                "automatic": conflict.automatic,
+            },
+        )
+
+    def _note_revived(self, entry_id: bytes, record: shared_ops.Record) -> None:
+        entry = self.tree.entries[entry_id]
+        if entry.kind is trees.Kind.DIR or entry.object == shared_trees.UNKNOWN:
+            return
+        removed = isinstance(record.op, shared_ops.Remove)
+        self.note_conflict(
+            entry.object,
+            documents.Conflict(
+                "removed-and-edited",
+                b"" if not removed else b"edited",
+                b"edited" if not removed else b"",
+                record.dot.site,
+                record.stamp,
+                True,
+            ),
+        )
+
+    def keep_copy(self, object_id: bytes, content: bytes, stamp: clocks.Stamp) -> None:
+        """A version that lost, as a file beside the winner. Its ids follow from what it is, so that the sites that
+        had it make the same one.
+        """
+        digest = blake3(content).digest()
+        entry_id = shared_ops.derived_id(b"copy", object_id, digest)
+        found = self.tree.objects.get(object_id)
+        beside = next((self.tree.entries[key].at for key in sorted(found.entries)), None) if found else None
+        if entry_id in self.tree.entries or beside is None:
+            return
+        place = shared_ops.Place(
+            entry_id, entry_id, trees.Kind.FILE, b"", beside.parent, copy_name(beside.name, digest)
+        )
+        self.show(self.say(place))
+        merger, update = self.first(b"", content)
+        self.begin(entry_id, merger, update, on_disk=False)
+        mode = found.mode if found is not None else 0
+        self.show(self.say(shared_ops.Attributes(entry_id, mode or 0o644, stamp // 4096 * 1000)))
+        self.pending.objects.add(entry_id)
+
+    def show(self, change: shared_trees.Change) -> None:
+        """What this site said, and has not done to its directory itself."""
+        self.pending.directories |= change.directories
+        self.pending.objects |= change.objects
+
+    # -- bounds ----------------------------------------------------------------------------------------------
+
+    def seen_by_all(self) -> Vector:
+        """The records every site of the volume is known to have."""
+        vectors = [self.vector]
+        for site in self.sites:
+            if site != self.site:
+                peer = self.peers.get(site)
+                own = {site: peer.number} if peer is not None else {}
+                vectors.append(own | ((peer.seen if peer is not None else None) or {}))
+        return {name: min(vector.get(name, 0) for vector in vectors) for name in self.vector}
+
+    def fold(self) -> None:
+        """Let go of what all sites have seen."""
+        heard = [
+            peer.stamp
+            for site in self.sites
+            if site != self.site
+            for peer in [self.peers.get(site) or Peer()]
+        ]
+        if heard:
+            folded = self.tree.fold(min(heard))
+            self.store.drop_claims(folded)
+            for entry_id in {claim.entry for claim in folded}:
+                self.store.put_entry(entry_id, self.tree.entries[entry_id])
+        objects = {entry.object for entry in self.tree.entries.values() if entry.removed_by}
+        for entry_id in self.tree.forget(self.seen_by_all()):
+            self.store.drop_entry(entry_id)
+        for object_id in objects - self.tree.objects.keys():
+            self.store.drop_object(object_id)
+            self._loaded.pop(object_id, None)
+
+
+def copy_name(name: bytes, digest: bytes) -> bytes:
+    """``report.pdf`` → ``report.conflict-3f2a91c0.pdf``."""
+    stem, dot, ending = name.rpartition(b".")
+    if not stem or len(ending) > 16:
+        stem, dot, ending = name, b"", b""
+    mark = b".conflict-" + digest.hex()[:8].encode()
+    return stem[: 255 - len(mark) - len(dot) - len(ending)] + mark + dot + ending
+
+
+def summary(state: SharedState) -> dict[str, Any]:
+    """What a status says of it."""
+    return {
+        "site": state.site,
+        "sites": list(state.sites),
+        "records": state.number,
+        "taken": {site: peer.number for site, peer in sorted(state.peers.items())},
+        "entries": len(state.tree.entries),
+        "moves_kept": len(state.tree.log),
+        "document_bytes": state.store.document_bytes(),
+        "unpublished": state.store.outbox_size(),
+    }
