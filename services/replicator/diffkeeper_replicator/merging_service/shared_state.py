@@ -49,6 +49,8 @@ class SharedState:
         # Sites of the volume: nothing is forgotten before all of them have seen it.
         self.sites: tuple[str, ...] = tuple(store.fact("sites") or (site,))
         self.pending = Pending()
+        # Whether more was taken in than that others had seen something. True at first: it may have been before.
+        self.has_news = True
         self._loaded: OrderedDict[bytes, documents.Document] = OrderedDict()
 
     # -- saying ----------------------------------------------------------------------------------------------
@@ -62,9 +64,9 @@ class SharedState:
         self.clock = clocks.tick(self.clock, self._now_us())
         return self.clock
 
-    def say(self, op: shared_ops.Op, stamp: clocks.Stamp | None = None) -> shared_trees.Change:
+    def say(self, op: shared_ops.Op) -> shared_trees.Change:
         """A record of this site: into the tree, the store and the outbox."""
-        stamp = stamp or self.tick()
+        stamp = self.tick()
         self.number += 1
         record = shared_ops.Record(Dot(self.site, self.number), stamp, op)
         packed = shared_ops.encode(record)
@@ -105,6 +107,7 @@ class SharedState:
             self.store.resolve(record.op.conflict, record.op.choice)
         change = self._keep(record)
         if not isinstance(record.op, shared_ops.Seen):
+            self.has_news = True
             self.pending.directories |= change.directories
             self.pending.objects |= change.objects
         for entry in change.revived:
@@ -209,7 +212,7 @@ class SharedState:
         if not update:
             return None
         self.store.put_document(object_id, Document(kept.merger, document.state(), base))
-        return self.say(shared_ops.Edit(object_id, kept.merger, update), stamp)
+        return self.say(shared_ops.Edit(object_id, kept.merger, update))
 
     def first(self, path: bytes, content: bytes) -> tuple[str, bytes]:
         """The merger for a new file, and the update that makes its content of nothing: the same wherever the same

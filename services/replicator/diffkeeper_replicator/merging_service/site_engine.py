@@ -103,6 +103,22 @@ class SiteEngine:
         for record in records:
             self.state.take(record)
 
+    def say_seen(self) -> bool:
+        """Tell the others how much of their logs is in here, if that is news; only that lets them forget."""
+        vector = {site: number for site, number in self.state.vector.items() if site != self.state.site}
+        # Not when all that came was that others had seen something: two sites would answer each other for ever.
+        if not vector or not self.state.has_news:
+            return False
+        self.state.has_news = False
+        self.state.say(shared_ops.Seen(vector))
+        self.store.commit()
+        return True
+
+    def fold(self) -> None:
+        """Forget what every site has seen."""
+        self.state.fold()
+        self.store.commit()
+
     def status(self) -> dict[str, Any]:
         return {
             **shared_state.summary(self.state),

@@ -32,6 +32,10 @@ _MODE_UNKNOWN = 0o644
 _DIR_MODE_UNKNOWN = 0o755
 
 
+# An entry, and the directory and name it is to have.
+_Wanted = tuple[bytes, bytes, bytes]
+
+
 @dataclass(slots=True)
 class Round:
     written: int = 0
@@ -114,7 +118,7 @@ class WriteOut:
             arriving = self._names(directories, outcome)
             files = self._files(arriving, objects, outcome)
             while files:
-                batch, files = files[:BATCH_FILES], files[BATCH_FILES:]
+                batch, files = self._batch(files)
                 self._write_batch(batch, outcome)
             self._attributes(objects, outcome)
         except OSError as error:
@@ -129,7 +133,7 @@ class WriteOut:
 
     # -- names -----------------------------------------------------------------------------------------------
 
-    def _names(self, directories: set[bytes], outcome: Round) -> list[tuple[bytes, bytes, bytes]]:
+    def _names(self, directories: set[bytes], outcome: Round) -> list[_Wanted]:
         """Moves and removals; what has to be made new as (entry, directory, name), directories before what is in
         them.
         """
@@ -152,7 +156,7 @@ class WriteOut:
         for entry_id in leaving:
             if entry_id not in wanted and not self._is_wanted(entry_id):
                 self._remove(entry_id, outcome)
-        made: list[tuple[bytes, bytes, bytes]] = []
+        made: list[_Wanted] = []
         for entry_id in sorted(wanted, key=lambda key: self._depth(key)):
             directory, name = wanted[entry_id]
             if disk.path(directory) is None:
@@ -410,8 +414,8 @@ class WriteOut:
     # -- files -----------------------------------------------------------------------------------------------
 
     def _files(
-        self, arriving: list[tuple[bytes, bytes, bytes]], objects: set[bytes], outcome: Round
-    ) -> list[tuple[bytes, bytes, bytes]]:
+        self, arriving: list[_Wanted], objects: set[bytes], outcome: Round
+    ) -> list[_Wanted]:
         """(entry, directory, name) of every file to be written: new ones, and those of changed documents."""
         files = {entry_id: (entry_id, directory, name) for entry_id, directory, name in arriving}
         for object_id in objects:
@@ -424,7 +428,21 @@ class WriteOut:
                 files[entry_id] = (entry_id, at.parent, at.name)
         return list(files.values())
 
-    def _write_batch(self, batch: list[tuple[bytes, bytes, bytes]], outcome: Round) -> None:
+    def _batch(self, files: list[_Wanted]) -> tuple[list[_Wanted], list[_Wanted]]:
+        """Those to be written at once, and the rest: a second name of a file waits for the first, to be its link."""
+        batch: list[_Wanted] = []
+        rest: list[_Wanted] = []
+        objects: set[bytes] = set()
+        for wanted in files:
+            object_id = self._state.tree.entries[wanted[0]].object
+            if len(batch) < BATCH_FILES and object_id not in objects:
+                batch.append(wanted)
+                objects.add(object_id)
+            else:
+                rest.append(wanted)
+        return batch, rest
+
+    def _write_batch(self, batch: list[_Wanted], outcome: Round) -> None:
         ready: list[_Ready] = []
         for entry_id, directory, name in batch:
             made = self._prepare(entry_id, directory, name, outcome)
