@@ -21,7 +21,7 @@ class EngineSite:
         self.path = base / name
         self.path.mkdir()
         self.log: list[bytes] = []
-        self.sites = (name,)
+        self.sites: tuple[str, ...] = (name,)
         self.ahead_us = ahead_us
         self.engine = self._begin()
 

@@ -181,7 +181,9 @@ def test_links_that_lead_outside_are_not_made_elsewhere(pair: tuple[EngineSite, 
     assert set(east.tree()) == {"in", "out", "up"}
 
 
-def test_removed_things_are_forgotten_once_all_sites_have_seen_it(pair: tuple[EngineSite, EngineSite]) -> None:
+def test_removed_things_are_forgotten_once_all_sites_have_seen_it(
+    pair: tuple[EngineSite, EngineSite],
+) -> None:
     east, west = pair
     for number in range(20):
         (east.path / str(number)).write_bytes(b"\0" + bytes([number]))

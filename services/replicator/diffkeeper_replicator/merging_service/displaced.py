@@ -34,6 +34,8 @@ class _File:
     base: bytes
     # The entry that was removed with it, if it was not replaced.
     removed: bytes
+    # In whose name it is edited; empty: not yet.
+    writer: str = ""
     looked_at: tuple[int, int] = (-1, -1)
 
 
@@ -103,9 +105,11 @@ class Displaced:
         if kept is None:
             return False
         merger = documents.named(kept.merger)
-        seen = merger.load(file.base, self._state.site) if file.base else merger.new(self._state.site)
         stamp = self._state.tick()
-        update = seen.edit(content, stamp, self._state.site)
+        # A writer of its own: it knows nothing of what the site has written since.
+        file.writer = file.writer or f"{self._state.site}{documents.BRANCH}{stamp:x}"
+        seen = merger.load(file.base, file.writer) if file.base else merger.new(file.writer)
+        update = seen.edit(content, stamp, file.writer)
         file.base = seen.state()
         if not update:
             return False
@@ -137,7 +141,8 @@ class Displaced:
 
     def _keep(self) -> None:
         fields: list[list[Any]] = [
-            [file.object, file.aside, file.digest, file.base, file.removed] for file in self._files
+            [file.object, file.aside, file.digest, file.base, file.removed, file.writer]
+            for file in self._files
         ]
         self._state.store.set_fact(_KEY, fields)
 

@@ -1,147 +1,28 @@
-"""The content of files as documents: the port that mergers fill, and the one that takes files as a whole.
-
-The last writer by clock has the file; who loses keeps its bytes in a conflict copy, which is the caller's to
-write.
-"""
+"""Which merger a file of a shared volume has, and what an update must be before a merger sees it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import msgpack
-
-from diffkeeper.domain import clocks, errors, shared_ops
+from diffkeeper.domain import clocks, errors
+from diffkeeper_replicator.merging import causal, merger, opaque, text, wire
 
 CONFLICT_BYTES_MAX = 64 * 1024
+# The document of a file's first content is made as if by this site, so that it is the same wherever the same
+# content is seen first.
+NOBODY = "-"
+NOBODYS_STAMP = 1
+# Between a site's name and what tells apart the files it displaced: each is a writer of its own.
+BRANCH = "~"
+
+_MERGERS: dict[str, merger.Merger] = {one.name: one for one in (text.TextMerger(), opaque.OpaqueMerger())}
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    kind: str
-    ours: bytes
-    theirs: bytes
-    site: str
-    stamp: clocks.Stamp
-    automatic: bool
-
-
-class Document(Protocol):
-    def edit(
-        self,
-        content: bytes,
-        stamp: clocks.Stamp,
-        site: str,
-        changed: Sequence[tuple[int, int]] | None = None,
-    ) -> bytes: ...
-    def merge(self, update: bytes) -> Sequence[Conflict]: ...
-    def content(self) -> bytes: ...
-    def state(self) -> bytes: ...
-    def compact(self) -> None: ...
-
-
-class Merger(Protocol):
-    name: str
-
-    def accepts(self, path: str, content: bytes) -> bool: ...
-    def new(self, site: str) -> Document: ...
-    def load(self, state: bytes, site: str) -> Document: ...
-
-
-class WholeFile:
-    """A register: the content with the highest (stamp, site). ``basis`` is the version it was made from, so that
-    a version that replaces another knowingly is no conflict.
-    """
-
-    def __init__(self, versions: list[list[Any]] | None = None) -> None:
-        # [stamp, site, content, basis stamp, basis site]; one, or none yet.
-        self._version: list[Any] | None = versions[0] if versions else None
-
-    def edit(
-        self,
-        content: bytes,
-        stamp: clocks.Stamp,
-        site: str,
-        changed: Sequence[tuple[int, int]] | None = None,
-    ) -> bytes:
-        before = self._version
-        if before is not None and before[2] == content:
-            return b""
-        basis = [0, ""] if before is None else before[:2]
-        self._version = [stamp, site, content, *basis]
-        return self.state()
-
-    def merge(self, update: bytes) -> Sequence[Conflict]:
-        theirs, ours = _read(update), self._version
-        if not theirs or (ours is not None and theirs[0][:2] == ours[:2]):
-            return ()
-        other = theirs[0]
-        if ours is None:
-            self._version = other
-            return ()
-        wins = (other[0], other[1]) > (ours[0], ours[1])
-        if wins:
-            self._version = other
-        knew = other[3:] == ours[:2] if wins else ours[3:] == other[:2]
-        if knew or ours[2] == other[2]:
-            return ()
-        sides = [version[2][:CONFLICT_BYTES_MAX] for version in (ours, other)]
-        return (Conflict("opaque", sides[0], sides[1], other[1], other[0], False),)
-
-    def content(self) -> bytes:
-        return b"" if self._version is None else bytes(self._version[2])
-
-    def state(self) -> bytes:
-        packed: bytes = msgpack.packb([] if self._version is None else [self._version])
-        return packed
-
-    def compact(self) -> None:
-        """There is nothing but the last version."""
-
-
-class WholeFiles:
-    name = "opaque"
-
-    def accepts(self, path: str, content: bytes) -> bool:
-        return True
-
-    def new(self, site: str) -> WholeFile:
-        return WholeFile()
-
-    def load(self, state: bytes, site: str) -> WholeFile:
-        return WholeFile(_read(state))
-
-
-def _read(update: bytes) -> list[list[Any]]:
-    try:
-        versions = msgpack.unpackb(
-            update, raw=False, max_array_len=5, max_map_len=0, max_bin_len=shared_ops.RECORD_MAX_BYTES
-        )
-        if len(versions) > 1:
-            raise ValueError("more than one version")
-        for stamp, site, content, basis, basis_site in versions:
-            numbers = all(isinstance(each, int) and 0 <= each <= clocks.STAMP_MAX for each in (stamp, basis))
-            words = isinstance(site, str) and isinstance(basis_site, str)
-            if not numbers or not words or not isinstance(content, bytes):
-                raise ValueError("a version is malformed")
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise errors.Corrupt(
-            f"an update of a file cannot be read ({error!r}); nothing of it was taken",
-            reason="malformed-update",
-        ) from error
-    return list(versions)
-
-
-_MERGERS: dict[str, Merger] = {"opaque": WholeFiles()}
-
-
-def choose(path: bytes, content: bytes) -> Merger:
+def choose(path: bytes, content: bytes) -> merger.Merger:
     """The merger for a file that is new to the volume."""
-    return _MERGERS["opaque"]
+    shown = path.decode("utf-8", "surrogateescape")
+    return next(one for one in _MERGERS.values() if one.accepts(shown, content))
 
 
-def named(name: str) -> Merger:
+def named(name: str) -> merger.Merger:
     """The merger an edit names; Transient where this version lacks it: the rest of that log waits."""
     found = _MERGERS.get(name)
     if found is None:
@@ -151,3 +32,26 @@ def named(name: str) -> Merger:
             hint="upgrade this replicator, or install the plug-in at every site",
         )
     return found
+
+
+def check_writer(document: merger.Document, update: bytes, site: str, stamp: clocks.Stamp) -> None:
+    """Raises Corrupt for an update in the log of ``site`` that speaks for another, or from after its own record."""
+    if not isinstance(document, causal.CausalDocument):
+        return
+    message = wire.unpack(update)
+    wire.expect(
+        isinstance(message, tuple) and len(message) == 7 and message[2] == "u", "no update of one site"
+    )
+    writer, written = message[3], message[4]
+    wire.expect(isinstance(writer, str) and isinstance(written, int), "origin")
+    if writer == NOBODY:
+        wire.expect(written == NOBODYS_STAMP and not message[5], "a first content that is not the first")
+        return
+    if writer.partition(BRANCH)[0] != site:
+        raise errors.Corrupt(
+            f"the log of {site} holds an edit in the name of {writer}; nothing from there on was taken",
+            reason="forged-site",
+            hint=f"look at the replicator of {site}",
+            site=site,
+        )
+    wire.expect(written <= stamp, "an edit from after its own record")

@@ -16,14 +16,13 @@ from blake3 import blake3
 
 from diffkeeper.domain import clocks, errors, shared_ops, shared_trees, trees
 from diffkeeper.domain.shared_ops import ROOT, Dot, Vector
+from diffkeeper_replicator.merging import merger as mergers
 from diffkeeper_replicator.merging_service import documents
+from diffkeeper_replicator.merging_service.documents import NOBODY, NOBODYS_STAMP
 from diffkeeper_replicator.merging_service.store import Document, Peer, Store
 
 # Documents kept loaded: those that are edited now.
 LOADED_MAX = 64
-# The document of a file's first content is made as if by this site, so that it is the same wherever the same
-# content is seen first.
-NOBODY = "-"
 
 
 @dataclass(slots=True)
@@ -51,7 +50,7 @@ class SharedState:
         self.pending = Pending()
         # Whether more was taken in than that others had seen something. True at first: it may have been before.
         self.has_news = True
-        self._loaded: OrderedDict[bytes, documents.Document] = OrderedDict()
+        self._loaded: OrderedDict[bytes, mergers.Document] = OrderedDict()
 
     # -- saying ----------------------------------------------------------------------------------------------
 
@@ -117,6 +116,26 @@ class SharedState:
         self.store.put_peer(site, peer)
         self.store.set_fact("clock", self.clock)
 
+    def reached(self, site: str, sequence: int) -> None:
+        """Where to go on in the log of another site."""
+        peer = self.peers.setdefault(site, Peer())
+        peer.sequence = sequence
+        self.store.put_peer(site, peer)
+
+    def check_published(self, number: int) -> None:
+        """Raises Corrupt when the log of this site ends elsewhere than it can."""
+        waiting = self.store.outbox(1)
+        first = waiting[0][0] if waiting else self.number + 1
+        if first - 1 <= number <= self.number:
+            return
+        raise errors.Corrupt(
+            f"the merge log of {self.site} ends with record {number}, and this site said {first - 1} to "
+            f"{self.number}; nothing was published",
+            reason="merge-log-rolled-back",
+            hint="the broker lost acknowledged records, or this site's state is older than its log",
+            published=number,
+        )
+
     def _keep(self, record: shared_ops.Record) -> shared_trees.Change:
         change = self.tree.apply(record)
         op = record.op
@@ -134,7 +153,7 @@ class SharedState:
 
     # -- content ---------------------------------------------------------------------------------------------
 
-    def document(self, object_id: bytes) -> documents.Document | None:
+    def document(self, object_id: bytes) -> mergers.Document | None:
         loaded = self._loaded.get(object_id)
         if loaded is not None:
             self._loaded.move_to_end(object_id)
@@ -144,7 +163,7 @@ class SharedState:
             return None
         return self._hold(object_id, documents.named(kept.merger).load(kept.state, self.site))
 
-    def _hold(self, object_id: bytes, document: documents.Document) -> documents.Document:
+    def _hold(self, object_id: bytes, document: mergers.Document) -> mergers.Document:
         self._loaded[object_id] = document
         while len(self._loaded) > LOADED_MAX:
             self._loaded.popitem(last=False)
@@ -162,7 +181,7 @@ class SharedState:
         merger = documents.named(op.merger)
         document = merger.new(self.site) if kept is None else merger.load(kept.state, self.site)
         before = document.content()
-        found = document.merge(op.update)
+        found = self._take_update(document, op, record)
         base = b"" if kept is None else (kept.state if kept.base is None else kept.base)
         self.store.put_document(op.object, Document(op.merger, document.state(), base))
         self._hold(op.object, document)
@@ -171,20 +190,41 @@ class SharedState:
             if not conflict.automatic and document.content() != before:
                 self.keep_copy(op.object, before, record.stamp)
 
+    def _take_update(
+        self, document: mergers.Document, op: shared_ops.Edit, record: shared_ops.Record
+    ) -> Sequence[mergers.Conflict]:
+        if not op.update:
+            return ()  # an empty file begins with nothing
+        documents.check_writer(document, op.update, record.dot.site, record.stamp)
+        return document.merge(op.update)
+
     def _merge_other(self, op: shared_ops.Edit, record: shared_ops.Record, kept: Document) -> None:
-        """Two sites took one file for two kinds. The smaller name counts, whoever comes first; the other version is a
-        file of its own.
+        """Sites took one file for two kinds. The smaller name counts, whoever comes first; what goes on in the words of
+        the other one is kept apart, and as a file of its own.
         """
+        apart = _apart(op.object, op.merger)
+        other = self.store.document(apart)
         merger = documents.named(op.merger)
-        document = merger.new(self.site)
-        document.merge(op.update)
+        document = merger.new(self.site) if other is None else merger.load(other.state, self.site)
+        self._take_update(document, op, record)
         if op.merger > kept.merger:
+            self.store.put_document(apart, Document(op.merger, document.state(), None))
             self.keep_copy(op.object, document.content(), record.stamp)
             return
-        self.keep_copy(op.object, self.content(op.object), record.stamp)
+        peer = self.peers.get(record.dot.site) or Peer()
+        mine = self.tree.objects[op.object].edited.get(self.site, 0) if op.object in self.tree.objects else 0
+        if mine > (peer.seen or {}).get(self.site, 0):
+            self.keep_copy(op.object, self.content(op.object), record.stamp)
+        self._become(op.object, op.merger, document, kept)
+
+    def _become(self, object_id: bytes, name: str, document: mergers.Document, kept: Document) -> None:
+        """The file is of another kind from here on; what it was is kept apart for edits that come late."""
+        self.store.put_document(_apart(object_id, kept.merger), Document(kept.merger, kept.state, None))
         base = kept.state if kept.base is None else kept.base
-        self.store.put_document(op.object, Document(op.merger, document.state(), base))
-        self._hold(op.object, document)
+        if name != kept.merger:
+            base = b""  # what is on disk says nothing in the words of the new kind
+        self.store.put_document(object_id, Document(name, document.state(), base))
+        self._hold(object_id, document)
 
     def edit(
         self, object_id: bytes, content: bytes, changed: Sequence[tuple[int, int]] | None = None
@@ -193,6 +233,28 @@ class SharedState:
         kept = self.store.document(object_id)
         if kept is None:
             return None
+        try:
+            return self._edit(object_id, kept, content, changed)
+        except errors.Refused:
+            return self._edit_as_whole(object_id, kept, content)
+
+    def _edit_as_whole(self, object_id: bytes, kept: Document, content: bytes) -> shared_trees.Change | None:
+        """Its merger cannot hold the content any more: kept as a whole from now on. That holds everything there is, so
+        a refusal of it stands.
+        """
+        merger = documents.named("opaque")
+        document = merger.new(self.site)
+        update = document.edit(content, self.tick(), self.site)
+        if kept.merger == merger.name or not update:
+            return None
+        self._loaded.pop(object_id, None)
+        self._become(object_id, merger.name, document, kept)
+        self.store.written(object_id)
+        return self.say(shared_ops.Edit(object_id, merger.name, update))
+
+    def _edit(
+        self, object_id: bytes, kept: Document, content: bytes, changed: Sequence[tuple[int, int]] | None
+    ) -> shared_trees.Change | None:
         merger = documents.named(kept.merger)
         stamp = self.tick()
         document = self.document(object_id)
@@ -214,12 +276,22 @@ class SharedState:
         self.store.put_document(object_id, Document(kept.merger, document.state(), base))
         return self.say(shared_ops.Edit(object_id, kept.merger, update))
 
+    def overwrite(self, object_id: bytes, content: bytes) -> None:
+        """What a person decided: written out like what another site did."""
+        kept, document = self.store.document(object_id), self.document(object_id)
+        assert kept is not None and document is not None, "the caller looked"
+        update = document.edit(content, self.tick(), self.site)
+        self.store.put_document(object_id, Document(kept.merger, document.state(), kept.base))
+        if update:
+            self.show(self.say(shared_ops.Edit(object_id, kept.merger, update)))
+        self.pending.objects.add(object_id)
+
     def first(self, path: bytes, content: bytes) -> tuple[str, bytes]:
         """The merger for a new file, and the update that makes its content of nothing: the same wherever the same
         content is seen first, if the merger is able to.
         """
         merger = documents.choose(path, content)
-        return merger.name, merger.new(NOBODY).edit(content, 1, NOBODY)
+        return merger.name, merger.new(NOBODY).edit(content, NOBODYS_STAMP, NOBODY)
 
     def begin(self, object_id: bytes, merger_name: str, update: bytes, *, on_disk: bool) -> None:
         """The document of a new file."""
@@ -250,7 +322,7 @@ class SharedState:
                 return b"/".join(reversed(parts))
         return b""
 
-    def note_conflict(self, object_id: bytes, conflict: documents.Conflict) -> None:
+    def note_conflict(self, object_id: bytes, conflict: mergers.Conflict) -> None:
         sides = sorted((conflict.ours, conflict.theirs))
         key = shared_ops.derived_id(object_id, conflict.kind.encode(), *sides)
         self.store.put_conflict(
@@ -274,7 +346,7 @@ class SharedState:
         removed = isinstance(record.op, shared_ops.Remove)
         self.note_conflict(
             entry.object,
-            documents.Conflict(
+            mergers.Conflict(
                 "removed-and-edited",
                 b"" if not removed else b"edited",
                 b"edited" if not removed else b"",
@@ -340,6 +412,11 @@ class SharedState:
         for object_id in objects - self.tree.objects.keys():
             self.store.drop_object(object_id)
             self._loaded.pop(object_id, None)
+
+
+def _apart(object_id: bytes, merger: str) -> bytes:
+    """Under which the document of a kind that lost is kept."""
+    return object_id + b"/" + merger.encode()
 
 
 def copy_name(name: bytes, digest: bytes) -> bytes:

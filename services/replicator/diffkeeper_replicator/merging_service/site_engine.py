@@ -22,6 +22,7 @@ from diffkeeper_replicator.merging_service.write_out import WriteOut
 
 # Rounds of one step: what was looked at may have to be written again.
 ROUNDS_MAX = 8
+OUTBOX_BYTES = 4 * 1024 * 1024
 
 
 class SiteEngine:
@@ -35,6 +36,8 @@ class SiteEngine:
         self.writer = WriteOut(self.state, self.disk, self.directory, self.displaced)
         self.left_out: dict[bytes, str] = {}
         self._touched: set[bytes] = set()
+        # The captured log lost something: look at everything.
+        self.scan_wanted = False
         self._check_same_directory()
 
     def _check_same_directory(self) -> None:
@@ -96,12 +99,34 @@ class SiteEngine:
         return said
 
     def scan(self) -> None:
+        self.scan_wanted = False
         self._take(self.changes.scan(time.time_ns()))
         self.store.commit()
 
     def take(self, records: Iterable[shared_ops.Record]) -> None:
         for record in records:
             self.state.take(record)
+
+    def take_frame(self, site: str, sequence: int, records: Iterable[shared_ops.Record]) -> None:
+        """Records of another site, and the place in its log from which to go on. What was right is kept where one is
+        not.
+        """
+        try:
+            self.take(records)
+            self.state.reached(site, sequence)
+        finally:
+            self.store.commit()
+
+    def outbox(self) -> list[tuple[int, bytes]]:
+        """Records to be published; durable."""
+        self.store.commit()
+        return self.store.outbox(OUTBOX_BYTES)
+
+    def published(self, number: int) -> None:
+        """Everything up to here stands in the log of this site."""
+        self.state.check_published(number)
+        self.store.drop_outbox(number)
+        self.store.commit()
 
     def say_seen(self) -> bool:
         """Tell the others how much of their logs is in here, if that is news; only that lets them forget."""

@@ -413,9 +413,7 @@ class WriteOut:
 
     # -- files -----------------------------------------------------------------------------------------------
 
-    def _files(
-        self, arriving: list[_Wanted], objects: set[bytes], outcome: Round
-    ) -> list[_Wanted]:
+    def _files(self, arriving: list[_Wanted], objects: set[bytes], outcome: Round) -> list[_Wanted]:
         """(entry, directory, name) of every file to be written: new ones, and those of changed documents."""
         files = {entry_id: (entry_id, directory, name) for entry_id, directory, name in arriving}
         for object_id in objects:
