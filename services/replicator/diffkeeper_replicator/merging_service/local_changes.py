@@ -368,6 +368,5 @@ class LocalChanges:
             return
         for gone in [*self._disk.below(entry_id), entry_id]:
             self._disk.drop(gone)
-            seen = self._state.vector
-            self._state.show(self._state.say(shared_ops.Remove(gone, seen)))
+            self._state.show(self._state.say(shared_ops.Remove(gone, self._state.seen_of(gone))))
             outcome.said += 1

@@ -59,6 +59,12 @@ class SharedState:
         found = {site: peer.number for site, peer in self.peers.items() if peer.number}
         return found | ({self.site: self.number} if self.number else {})
 
+    def seen_of(self, entry_id: bytes) -> Vector:
+        """What a program of this site can have seen of an entry: edits that are not in the directory yet it cannot."""
+        kept = self.store.document(self.tree.entries[entry_id].object)
+        unseen = kept.unseen if kept is not None else {}
+        return {site: min(number, unseen.get(site, number)) for site, number in self.vector.items()}
+
     def tick(self) -> clocks.Stamp:
         self.clock = clocks.tick(self.clock, self._now_us())
         return self.clock
@@ -183,7 +189,9 @@ class SharedState:
         before = document.content()
         found = self._take_update(document, op, record)
         base = b"" if kept is None else (kept.state if kept.base is None else kept.base)
-        self.store.put_document(op.object, Document(op.merger, document.state(), base))
+        self.store.put_document(
+            op.object, Document(op.merger, document.state(), base, _and_unseen(kept, record.dot))
+        )
         self._hold(op.object, document)
         for conflict in found:
             self.note_conflict(op.object, conflict)
@@ -215,6 +223,7 @@ class SharedState:
         mine = self.tree.objects[op.object].edited.get(self.site, 0) if op.object in self.tree.objects else 0
         if mine > (peer.seen or {}).get(self.site, 0):
             self.keep_copy(op.object, self.content(op.object), record.stamp)
+        kept.unseen = _and_unseen(kept, record.dot)
         self._become(op.object, op.merger, document, kept)
 
     def _become(self, object_id: bytes, name: str, document: mergers.Document, kept: Document) -> None:
@@ -223,7 +232,7 @@ class SharedState:
         base = kept.state if kept.base is None else kept.base
         if name != kept.merger:
             base = b""  # what is on disk says nothing in the words of the new kind
-        self.store.put_document(object_id, Document(name, document.state(), base))
+        self.store.put_document(object_id, Document(name, document.state(), base, kept.unseen))
         self._hold(object_id, document)
 
     def edit(
@@ -273,7 +282,7 @@ class SharedState:
                     self.keep_copy(object_id, content, stamp)
         if not update:
             return None
-        self.store.put_document(object_id, Document(kept.merger, document.state(), base))
+        self.store.put_document(object_id, Document(kept.merger, document.state(), base, kept.unseen))
         return self.say(shared_ops.Edit(object_id, kept.merger, update))
 
     def overwrite(self, object_id: bytes, content: bytes) -> None:
@@ -281,7 +290,7 @@ class SharedState:
         kept, document = self.store.document(object_id), self.document(object_id)
         assert kept is not None and document is not None, "the caller looked"
         update = document.edit(content, self.tick(), self.site)
-        self.store.put_document(object_id, Document(kept.merger, document.state(), kept.base))
+        self.store.put_document(object_id, Document(kept.merger, document.state(), kept.base, kept.unseen))
         if update:
             self.show(self.say(shared_ops.Edit(object_id, kept.merger, update)))
         self.pending.objects.add(object_id)
@@ -412,6 +421,11 @@ class SharedState:
         for object_id in objects - self.tree.objects.keys():
             self.store.drop_object(object_id)
             self._loaded.pop(object_id, None)
+
+
+def _and_unseen(kept: Document | None, dot: Dot) -> dict[str, int]:
+    """With one more edit that the directory does not show."""
+    return {dot.site: dot.number - 1} | (kept.unseen if kept is not None else {})
 
 
 def _apart(object_id: bytes, merger: str) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ create table if not exists entries (id blob primary key, packed blob) without ro
 create table if not exists objects (id blob primary key, packed blob) without rowid;
 create table if not exists claims (stamp integer, site text, number integer, packed blob,
   primary key (site, number)) without rowid;
-create table if not exists documents (id blob primary key, merger text, state blob, base blob);
+create table if not exists documents (id blob primary key, merger text, state blob, base blob,
+  unseen blob);
 create table if not exists disk (entry blob primary key, packed blob) without rowid;
 create table if not exists intents (entry blob primary key, packed blob) without rowid;
 create table if not exists outbox (number integer primary key, packed blob);
@@ -50,6 +51,9 @@ class Document:
     state: bytes
     # Of what is in the site's directory, where that is not ``state`` yet.
     base: bytes | None
+    # By site: the number before the first edit that is in ``state`` and not in ``base``. A program of this site that
+    # removes the file has not seen those.
+    unseen: dict[str, int] = field(default_factory=dict)
 
 
 class Store:
@@ -147,22 +151,23 @@ class Store:
     # -- content ---------------------------------------------------------------------------------------------
 
     def document(self, object_id: bytes) -> Document | None:
-        query = "select merger, state, base from documents where id = ?"
+        query = "select merger, state, base, unseen from documents where id = ?"
         row = self._db.execute(query, (object_id,)).fetchone()
-        return None if row is None else Document(*row)
+        return None if row is None else Document(*row[:3], msgpack.unpackb(row[3]))
 
     def put_document(self, object_id: bytes, document: Document) -> None:
         self._do(
-            "insert or replace into documents values (?, ?, ?, ?)",
+            "insert or replace into documents values (?, ?, ?, ?, ?)",
             object_id,
             document.merger,
             document.state,
             document.base,
+            msgpack.packb(document.unseen if document.base is not None else {}),
         )
 
     def written(self, object_id: bytes) -> None:
         """The site's directory has what the document has."""
-        self._do("update documents set base = null where id = ?", object_id)
+        self._do("update documents set base = null, unseen = ? where id = ?", msgpack.packb({}), object_id)
 
     def waiting_documents(self) -> list[bytes]:
         return [row[0] for row in self._db.execute("select id from documents where base is not null")]
