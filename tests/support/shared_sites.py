@@ -36,7 +36,7 @@ class EngineSite:
 
     def restart(self) -> None:
         """As after SIGKILL: what was not committed is gone."""
-        self.engine.store._db.close()
+        self.engine.store.close()
         self.engine.directory.close()
         self.engine = self._begin()
 

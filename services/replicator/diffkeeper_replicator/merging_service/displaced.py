@@ -122,7 +122,9 @@ class Displaced:
             if not conflict.automatic:
                 loser = content if document.content() != content else content_before
                 self._state.keep_copy(file.object, loser, stamp)
-        self._state.store.put_document(file.object, Document(kept.merger, document.state(), before, kept.unseen))
+        self._state.store.put_document(
+            file.object, Document(kept.merger, document.state(), before, kept.unseen)
+        )
         self._state.say(shared_ops.Edit(file.object, kept.merger, update))
         self._state.pending.objects.add(file.object)
         if file.removed in self._state.tree.entries:

@@ -7,6 +7,8 @@ made of again (``shared_trees.SharedTree.of``).
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -61,6 +63,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(path.with_suffix(".lock"))
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.execute("pragma journal_mode=wal")
@@ -85,6 +88,7 @@ class Store:
 
     def close(self) -> None:
         self._db.close()
+        os.close(self._lock)
 
     def commit(self) -> None:
         """Durable from here on; a full disk is Transient and leaves the transaction as it is."""
@@ -254,6 +258,19 @@ class Store:
             conflict_id,
             choice,
         )
+
+
+def _lock(path: Path) -> int:
+    """Held by the one process that keeps this site's share; an earlier one may still be ending."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise errors.Transient(
+            f"another process keeps {path.parent}; it is probably ending", reason="merge-state-held"
+        ) from error
+    return fd
 
 
 def _entry(packed: bytes) -> shared_trees.Entry:
