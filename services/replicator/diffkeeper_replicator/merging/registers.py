@@ -67,10 +67,10 @@ class Registers:
                 for dot in sorted(writes)[:-1]:
                     yield key, dot, writes[dot]
 
-    def forget_losers(self) -> None:
+    def forget_losers(self, but: Key = None) -> None:
         """Safe at any time: what replaces a loser does so by what its writer has seen, not by name."""
         for key, writes in self.cells.items():
-            if len(writes) > 1:
+            if len(writes) > 1 and key != but:
                 dot = max(writes)
                 self.cells[key] = {dot: writes[dot]}
 

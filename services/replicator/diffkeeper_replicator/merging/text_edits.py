@@ -82,11 +82,11 @@ def _between(old: bytes, a: int, b: int, new: bytes, c: int, d: int) -> Iterator
 
 
 def _trimmed(old: bytes, a: int, b: int, new: bytes, c: int, d: int) -> tuple[int, int, int, int]:
-    same = _common_prefix(old, a, b, new, c, d)
+    same = common_prefix(old, a, b, new, c, d)
     while same and (_inside(old, a + same) or _inside(new, c + same)):
         same -= 1
     a, c = a + same, c + same
-    same = _common_suffix(old, a, b, new, c, d)
+    same = common_suffix(old, a, b, new, c, d)
     while same and (_inside(old, b - same) or _inside(new, d - same)):
         same -= 1
     return a, b - same, c, d - same
@@ -96,7 +96,7 @@ def _inside(text: bytes, at: int) -> bool:
     return at < len(text) and text[at] & 0xC0 == 0x80
 
 
-def _common_prefix(old: bytes, a: int, b: int, new: bytes, c: int, d: int) -> int:
+def common_prefix(old: bytes, a: int, b: int, new: bytes, c: int, d: int) -> int:
     low, high = 0, min(b - a, d - c)
     while low < high:
         middle = (low + high + 1) // 2
@@ -107,7 +107,7 @@ def _common_prefix(old: bytes, a: int, b: int, new: bytes, c: int, d: int) -> in
     return low
 
 
-def _common_suffix(old: bytes, a: int, b: int, new: bytes, c: int, d: int) -> int:
+def common_suffix(old: bytes, a: int, b: int, new: bytes, c: int, d: int) -> int:
     low, high = 0, min(b - a, d - c)
     while low < high:
         middle = (low + high + 1) // 2
