@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffkeeper.domain import clocks, errors
-from diffkeeper_replicator.merging import causal, merger, opaque, text, wire
+from diffkeeper_replicator.merging import causal, merger, rules, strategies, wire
 
 CONFLICT_BYTES_MAX = 64 * 1024
 # The document of a file's first content is made as if by this site, so that it is the same wherever the same
@@ -13,25 +13,25 @@ NOBODYS_STAMP = 1
 # Between a site's name and what tells apart the files it displaced: each is a writer of its own.
 BRANCH = "~"
 
-_MERGERS: dict[str, merger.Merger] = {one.name: one for one in (text.TextMerger(), opaque.OpaqueMerger())}
+_RULES = rules.Rules()
 
 
 def choose(path: bytes, content: bytes) -> merger.Merger:
     """The merger for a file that is new to the volume."""
     shown = path.decode("utf-8", "surrogateescape")
-    return next(one for one in _MERGERS.values() if one.accepts(shown, content))
+    return strategies.strategy(_RULES.choose(shown, len(content), lambda: content).strategy)
 
 
 def named(name: str) -> merger.Merger:
     """The merger an edit names; Transient where this version lacks it: the rest of that log waits."""
-    found = _MERGERS.get(name)
-    if found is None:
+    try:
+        return strategies.strategy(name)
+    except errors.Misconfigured as error:
         raise errors.Transient(
             f"this version has no merger {name!r}; the log of the site that used it waits",
             reason="unknown-merger",
             hint="upgrade this replicator, or install the plug-in at every site",
-        )
-    return found
+        ) from error
 
 
 def check_writer(document: merger.Document, update: bytes, site: str, stamp: clocks.Stamp) -> None:

@@ -157,7 +157,10 @@ class Store:
     def document(self, object_id: bytes) -> Document | None:
         query = "select merger, state, base, unseen from documents where id = ?"
         row = self._db.execute(query, (object_id,)).fetchone()
-        return None if row is None else Document(*row[:3], msgpack.unpackb(row[3]))
+        if row is None:
+            return None
+        merger, state, base, unseen = row
+        return Document(merger, state, base, msgpack.unpackb(unseen))
 
     def put_document(self, object_id: bytes, document: Document) -> None:
         self._do(
