@@ -222,7 +222,8 @@ class LocalChanges:
     # -- what came -------------------------------------------------------------------------------------------
 
     def _arrive(self, came: list[Found], left: dict[bytes, Spot], outcome: Outcome) -> None:
-        waiting = list(came)
+        # What moved first: the file that took the name of one that went elsewhere is a new one, not a new content.
+        waiting = sorted(came, key=lambda found: self._moved(found, left) is None)
         while waiting:
             found = waiting.pop(0)
             moved = self._moved(found, left)
