@@ -31,6 +31,10 @@ class EngineSite:
         engine.start()
         return engine
 
+    def begin(self) -> None:
+        """After the engine was closed in order."""
+        self.engine = self._begin()
+
     def _now_us(self) -> int:
         return time.time_ns() // 1000 + self.ahead_us
 

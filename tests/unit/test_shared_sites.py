@@ -5,6 +5,7 @@ nothing of what they did at the same time is lost.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,42 @@ def test_removed_things_are_forgotten_once_all_sites_have_seen_it(
         assert site.engine.state.tree.entries == {}
         assert site.engine.state.tree.log == []
         assert site.engine.store.document_bytes() == 0
+
+
+def test_a_directory_that_was_copied_to_another_place_is_taken_for_what_it_is(tmp_path: Path) -> None:
+    east, west = EngineSite(tmp_path, "east"), EngineSite(tmp_path, "west")
+    join(east, west)
+    (east.path / "box").mkdir()
+    (east.path / "box" / "a.txt").write_text("one\n")
+    (east.path / "b.txt").write_text("two\n")
+    exchange(east, west)
+    said = len(west.log)
+    west.engine.close()
+    west.path.rename(tmp_path / "old")
+    shutil.copytree(tmp_path / "old", west.path)
+    (west.path / "b.txt").write_text("changed meanwhile\n")
+    west.begin()
+    exchange(east, west)
+    assert east.tree() == west.tree()
+    assert sorted(west.tree().values()) == ["/", "changed meanwhile\n", "one\n", "two\n"]
+    assert {"box", "box/a.txt", "b.txt"} < set(west.tree())
+    assert len(west.log) <= said + 5
+
+
+def test_documents_stay_within_three_times_their_content(pair: tuple[EngineSite, EngineSite]) -> None:
+    east, west = pair
+    text = ""
+    for number in range(300):
+        text = f"line {number} {number * 7919 % 1009}\n" + text[: 20_000 if number % 50 else 5_000]
+        (east.path / "notes.txt").write_text(text)
+        east.engine.touch([b"notes.txt"])
+        east.settle(scan=False)
+    exchange(east, west)
+    for _ in range(2):
+        for site in pair:
+            site.engine.say_seen()
+        exchange(east, west)
+    for site in pair:
+        site.engine.fold()
+        assert site.engine.store.document_bytes() <= 3 * len(text) + 4096
+        assert site.tree() == {"notes.txt": text}

@@ -15,7 +15,7 @@ stand beside it under a name made of theirs, their site and their id.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -285,8 +285,8 @@ class SharedTree:
             self._do(claim)
         return folded
 
-    def forget(self, seen_by_all: Vector) -> set[bytes]:
-        """Let go of removed entries whose removal every known site has seen; which ones."""
+    def forget(self, seen_by_all: Vector, standing: Container[bytes] = ()) -> set[bytes]:
+        """Let go of removed entries whose removal every known site has seen, but for those in ``standing``; which ones."""
         logged = {claim.entry for claim in self.log}
         gone: set[bytes] = set()
         waiting = [entry_id for entry_id, entry in self.entries.items() if entry.removed_by]
@@ -296,6 +296,7 @@ class SharedTree:
                 if (
                     entry_id not in self.entries
                     or entry_id in logged
+                    or entry_id in standing
                     or not self._may_go(entry_id, seen_by_all)
                 ):
                     continue

@@ -237,6 +237,9 @@ class LocalChanges:
                     self._move(moved, found, outcome)
             elif over is not None and self._can_replace(over, found):
                 self._replace(over, found, left, outcome)
+            elif over is None and self._adopt(found, outcome):
+                if found.kind is trees.Kind.DIR:
+                    waiting += self._inside(found, left)
             elif not self._make(found, outcome):
                 if over is not None and found.kind is trees.Kind.FILE:
                     left.pop(over, None)  # it is being saved: look again before anything is said
@@ -302,6 +305,35 @@ class LocalChanges:
         outcome.said += 1
         if standing.kind == trees.Kind.FILE:
             self._compare(entry_id, found, outcome)
+
+    def _adopt(self, found: Found, outcome: Outcome) -> bool:
+        """Whether this is just what the volume has under this name anyway: after the directory was copied to another
+        disk, or the site's state was lost, or when two sites made the same.
+        """
+        parent, name = found.spot
+        tree = self._state.tree
+        if parent != ROOT and parent not in tree.entries:
+            return False
+        entry_id = tree.children(parent).get(name)
+        if (
+            entry_id is None
+            or entry_id in self._disk.standing
+            or tree.entries[entry_id].kind is not found.kind
+        ):
+            return False
+        entry, digest = tree.entries[entry_id], b""
+        if found.kind is trees.Kind.SYMLINK and self._target(found) != entry.target:
+            return False
+        if found.kind is trees.Kind.FILE:
+            content = self._read(self._path(found.spot), found, outcome)
+            if content is None or self._state.document(entry.object) is None:
+                return False
+            if content != self._state.content(entry.object):
+                return False
+            digest = blake3(content).digest()
+            self._state.store.written(entry.object)
+        self._note(entry_id, found, digest)
+        return True
 
     def _make(self, found: Found, outcome: Outcome) -> bool:
         """A new entry. False: not yet, or not at all."""

@@ -8,7 +8,7 @@ store, which the caller commits.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,8 @@ class SharedState:
         self.pending = Pending()
         # Whether more was taken in than that others had seen something. True at first: it may have been before.
         self.has_news = True
+        # Objects whose documents may have something to forget.
+        self._edited: set[bytes] = set()
         self._loaded: OrderedDict[bytes, mergers.Document] = OrderedDict()
 
     # -- saying ----------------------------------------------------------------------------------------------
@@ -154,6 +156,8 @@ class SharedState:
             self.store.put_claim(claim)
             self.store.put_object(op.object, self.tree.objects[op.object])
         elif isinstance(op, shared_ops.Edit | shared_ops.Attributes):
+            if isinstance(op, shared_ops.Edit):
+                self._edited.add(op.object)
             self.store.put_object(op.object, self.tree.objects[op.object])
         return change
 
@@ -402,8 +406,22 @@ class SharedState:
                 vectors.append(own | ((peer.seen if peer is not None else None) or {}))
         return {name: min(vector.get(name, 0) for vector in vectors) for name in self.vector}
 
-    def fold(self) -> None:
-        """Let go of what all sites have seen."""
+    def compact(self) -> None:
+        """Let the documents forget how they came about, where every site has all of it."""
+        seen = self.seen_by_all()
+        for object_id in list(self._edited):
+            found, kept = self.tree.objects.get(object_id), self.store.document(object_id)
+            if found is None or kept is None:
+                self._edited.discard(object_id)
+            elif kept.base is None and shared_ops.covers(seen, found.edited):
+                document = self.document(object_id)
+                assert document is not None, "it is in the store"
+                document.compact()
+                self.store.put_document(object_id, Document(kept.merger, document.state(), None))
+                self._edited.discard(object_id)
+
+    def fold(self, standing: Container[bytes] = ()) -> None:
+        """Let go of what all sites have seen, but for entries that are still in the directory."""
         heard = [
             peer.stamp
             for site in self.sites
@@ -416,7 +434,7 @@ class SharedState:
             for entry_id in {claim.entry for claim in folded}:
                 self.store.put_entry(entry_id, self.tree.entries[entry_id])
         objects = {entry.object for entry in self.tree.entries.values() if entry.removed_by}
-        for entry_id in self.tree.forget(self.seen_by_all()):
+        for entry_id in self.tree.forget(self.seen_by_all(), standing):
             self.store.drop_entry(entry_id)
         for object_id in objects - self.tree.objects.keys():
             self.store.drop_object(object_id)

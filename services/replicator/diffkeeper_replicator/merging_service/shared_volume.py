@@ -55,6 +55,9 @@ class SharedVolume:
         self._publish = asyncio.Event()
         self._touched = TouchedPaths(own / "touched", role.member)
         self._capture_heard = False
+        # Paths that programs touched, as far as nobody has looked there yet; steps that changed nothing, in a row.
+        self._heard: set[bytes] = set()
+        self._in_vain = 0
         # What stands in the way, by whose log (a site, or "" for the directory).
         self.troubles: dict[str, errors.DiffKeeperError] = {}
         self._seen_due = 0.0
@@ -105,7 +108,7 @@ class SharedVolume:
                 raise self.troubles.get("") or errors.Transient(
                     f"the shared volume {self.volume} is being opened", reason="not-ready", hint="try again"
                 )
-            answer = await asyncio.to_thread(call, self._engine)
+            answer = await _to_its_end(call, self._engine)
         self._wake.set()
         self._publish.set()
         return answer
@@ -127,11 +130,14 @@ class SharedVolume:
                     await self._wake.wait()
             self._wake.clear()
             scan = not self._is_watched and time.monotonic() - scanned > SCAN_S
+            paths, self._heard = self._heard, set()
             try:
-                await self._with_engine(functools.partial(_step, scan=scan))
+                busy = await self._with_engine(functools.partial(_step, paths=paths, scan=scan))
+                self._in_vain = 0 if busy or paths else self._in_vain + 1
                 self.troubles.pop("", None)
             except errors.DiffKeeperError as error:
                 self._trouble("", error)
+                self._heard |= paths | {EVERYTHING}
                 await asyncio.sleep(RETRY_S)
                 self._wake.set()
             if scan:
@@ -142,7 +148,7 @@ class SharedVolume:
     async def _with_engine(self, call: Callable[[SiteEngine], T]) -> T:
         async with self._engine_lock:
             assert self._engine is not None, "tasks run while it is open"
-            return await asyncio.to_thread(call, self._engine)
+            return await _to_its_end(call, self._engine)
 
     @property
     def _is_watched(self) -> bool:
@@ -152,7 +158,7 @@ class SharedVolume:
         engine = self._engine
         assert engine is not None, "tasks run while it is open"
         if engine.is_waiting:
-            return AGAIN_S
+            return min(AGAIN_S * (1 << min(self._in_vain, 10)), RETRY_S)
         if len(engine.displaced):
             return DISPLACED_LOOK_S
         if not self._is_watched:
@@ -197,10 +203,7 @@ class SharedVolume:
         self.troubles.pop("capture", None)
         if not touched:
             return
-        assert self._engine is not None, "tasks run while it is open"
-        self._engine.touch(touched)
-        if EVERYTHING in touched:
-            self._engine.scan_wanted = True
+        self._heard |= touched
         self._wake.set()
 
     # -- the others' logs ------------------------------------------------------------------------------------
@@ -291,11 +294,22 @@ class SharedVolume:
         return shown
 
 
-def _step(engine: SiteEngine, *, scan: bool) -> None:
-    if scan or engine.scan_wanted:
+async def _to_its_end(call: Callable[[SiteEngine], T], engine: SiteEngine) -> T:
+    """A call in a thread. A cancelled task waits for it: nobody else may touch the engine before."""
+    running = asyncio.ensure_future(asyncio.to_thread(call, engine))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
+def _step(engine: SiteEngine, *, paths: set[bytes], scan: bool) -> bool:
+    if scan or EVERYTHING in paths:
         engine.scan()
-    engine.step()
-    engine.look_at_displaced()
+    engine.touch(paths - {EVERYTHING})
+    busy = engine.step()
+    return engine.look_at_displaced() or busy
 
 
 def _take(engine: SiteEngine, *, site: str, sequence: int, records: list[shared_ops.Record]) -> None:

@@ -36,8 +36,6 @@ class SiteEngine:
         self.writer = WriteOut(self.state, self.disk, self.directory, self.displaced)
         self.left_out: dict[bytes, str] = {}
         self._touched: set[bytes] = set()
-        # The captured log lost something: look at everything.
-        self.scan_wanted = False
         self._check_same_directory()
 
     def _check_same_directory(self) -> None:
@@ -99,7 +97,6 @@ class SiteEngine:
         return said
 
     def scan(self) -> None:
-        self.scan_wanted = False
         self._take(self.changes.scan(time.time_ns()))
         self.store.commit()
 
@@ -141,7 +138,9 @@ class SiteEngine:
 
     def fold(self) -> None:
         """Forget what every site has seen."""
-        self.state.fold()
+        self.state.fold(self.disk.standing.keys())
+        if not len(self.displaced):  # those go on from what their documents were
+            self.state.compact()
         self.store.commit()
 
     def status(self) -> dict[str, Any]:
