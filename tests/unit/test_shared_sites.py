@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from tests.support.shared_sites import EngineSite, exchange, join
 
+from diffkeeper.domain import errors
+from diffkeeper_replicator.merging_service import reports
+
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[EngineSite, EngineSite]:
@@ -57,6 +60,42 @@ def test_two_versions_made_at_once_are_both_kept(pair: tuple[EngineSite, EngineS
     assert east.tree()["data"] == "\0west"
     conflicts = east.engine.store.conflicts()
     assert [fields["kind"] for _, fields, _ in conflicts] == ["opaque"]
+
+
+@pytest.mark.parametrize(("choice", "winner"), [("ours", "east"), ("theirs", "west"), ("both", "west")])
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_conflict_is_decided_at_one_site_and_the_others_follow(
+    pair: tuple[EngineSite, EngineSite], choice: str, winner: str, size: int
+) -> None:
+    east, west = pair
+    (east.path / "data").write_bytes(b"\0")
+    exchange(east, west)
+    for site in pair:
+        (site.path / "data").write_bytes(b"\0" + site.name.encode() * size)
+        site.settle()
+    east.hear(west)
+    east.settle()
+    (found,) = [one for one in reports.conflicts(east.engine) if one["resolved"] is None]
+    reports.resolve(east.engine, found["id"], choice)
+    exchange(east, west)
+    assert east.tree() == west.tree()
+    assert west.tree()["data"] == "\0" + winner * size
+    assert len(west.tree()) == (2 if choice == "both" else 1)
+    for site in pair:
+        assert [one["resolved"] for one in reports.conflicts(site.engine)] == [choice]
+
+
+def test_blame_names_the_site_of_each_line(pair: tuple[EngineSite, EngineSite]) -> None:
+    east, west = pair
+    (east.path / "notes.txt").write_text("one\n")
+    exchange(east, west)
+    (west.path / "notes.txt").write_text("one\ntwo\n")
+    exchange(east, west)
+    for site in pair:
+        lines = reports.blame(site.engine, b"notes.txt")["lines"]
+        assert [(line["where"], line["site"]) for line in lines] == [("1", "east"), ("2", "west")]
+    with pytest.raises(errors.NotFound):
+        reports.blame(east.engine, b"nothing")
 
 
 def test_one_name_made_at_both_sites_keeps_both(pair: tuple[EngineSite, EngineSite]) -> None:

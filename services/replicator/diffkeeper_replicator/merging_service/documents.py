@@ -5,7 +5,6 @@ from __future__ import annotations
 from diffkeeper.domain import clocks, errors
 from diffkeeper_replicator.merging import causal, merger, rules, strategies, wire
 
-CONFLICT_BYTES_MAX = 64 * 1024
 # The document of a file's first content is made as if by this site, so that it is the same wherever the same
 # content is seen first.
 NOBODY = "-"

@@ -9,7 +9,7 @@ import base64
 from typing import Any
 
 from diffkeeper.domain import clocks, errors, shared_ops, trees
-from diffkeeper_replicator.merging_service import documents
+from diffkeeper_replicator.merging import merger as mergers
 from diffkeeper_replicator.merging_service.documents import BRANCH, NOBODY
 from diffkeeper_replicator.merging_service.site_engine import SiteEngine
 
@@ -57,22 +57,38 @@ def resolve(engine: SiteEngine, name: str, choice: str) -> dict[str, Any]:
     return {"id": name, "choice": choice, **path_fields(fields["path"])}
 
 
-def _choose(engine: SiteEngine, fields: dict[str, Any], content: bytes) -> None:
-    if len(content) >= documents.CONFLICT_BYTES_MAX:
+def _choose(engine: SiteEngine, fields: dict[str, Any], shown: bytes) -> None:
+    """That version has the file; the copy of the one that lost goes."""
+    state, object_id = engine.state, fields["object"]
+    kept, document = engine.store.document(object_id), state.document(object_id)
+    if kept is None or document is None:
+        raise errors.NotFound("the file of this conflict is gone", reason="unknown-path", hint="choose both")
+    versions = _versions(document, fields)
+    chosen = versions.get(shown)
+    if chosen is None:
         raise errors.Refused(
-            "this version is too large to be kept with the conflict; nothing was changed",
-            reason="version-too-large",
+            "this version is not kept whole with the conflict any more; nothing was changed",
+            reason="version-not-kept",
             hint="both versions stand in the directory: move the one you want over the other",
         )
-    object_id = fields["object"]
-    if engine.store.document(object_id) is None:
-        raise errors.NotFound("the file of this conflict is gone", reason="unknown-path", hint="choose both")
-    kept = engine.store.document(object_id)
-    assert kept is not None, "it was just there"
-    if kept.base is None:
-        kept.base = kept.state  # the directory is behind from here on
-        engine.store.put_document(object_id, kept)
-    engine.state.overwrite(object_id, content)
+    if chosen != document.content():
+        if kept.base is None:
+            kept.base = kept.state  # the directory is behind from here on
+            engine.store.put_document(object_id, kept)
+        state.overwrite(object_id, chosen)
+    for version in versions.values():
+        state.drop_copy(object_id, version)
+
+
+def _versions(document: mergers.Document, fields: dict[str, Any]) -> dict[bytes, bytes]:
+    """Whole versions by what is shown of them."""
+    losers: list[mergers.Loser] = getattr(document, "losers", list)()
+    whole = [document.content(), *(loser.content for loser in losers)]
+    found = {version[: mergers.CONFLICT_SHOWN_BYTES]: version for version in reversed(whole)}
+    for side in (fields["ours"], fields["theirs"]):
+        if len(side) < mergers.CONFLICT_SHOWN_BYTES:
+            found.setdefault(side, side)
+    return found
 
 
 def blame(engine: SiteEngine, path: bytes) -> dict[str, Any]:

@@ -344,8 +344,8 @@ class SharedState:
                 "object": object_id,
                 "path": self.path_of(object_id),
                 "kind": conflict.kind,
-                "ours": conflict.ours[: documents.CONFLICT_BYTES_MAX],
-                "theirs": conflict.theirs[: documents.CONFLICT_BYTES_MAX],
+                "ours": conflict.ours[: mergers.CONFLICT_SHOWN_BYTES],
+                "theirs": conflict.theirs[: mergers.CONFLICT_SHOWN_BYTES],
                 "site": conflict.site,
                 "at_us": clocks.to_micros(conflict.stamp),
                 "automatic": conflict.automatic,
@@ -374,7 +374,7 @@ class SharedState:
         had it make the same one.
         """
         digest = blake3(content).digest()
-        entry_id = shared_ops.derived_id(b"copy", object_id, digest)
+        entry_id = _copy_id(object_id, content)
         found = self.tree.objects.get(object_id)
         beside = next((self.tree.entries[key].at for key in sorted(found.entries)), None) if found else None
         if entry_id in self.tree.entries or beside is None:
@@ -388,6 +388,13 @@ class SharedState:
         mode = found.mode if found is not None else 0
         self.show(self.say(shared_ops.Attributes(entry_id, mode or 0o644, stamp // 4096 * 1000)))
         self.pending.objects.add(entry_id)
+
+    def drop_copy(self, object_id: bytes, content: bytes) -> None:
+        """Remove the copy of a version, if there is one that nobody has changed."""
+        entry_id = _copy_id(object_id, content)
+        entry = self.tree.entries.get(entry_id)
+        if entry is not None and self.tree.is_shown(entry_id) and self.content(entry.object) == content:
+            self.show(self.say(shared_ops.Remove(entry_id, self.seen_of(entry_id))))
 
     def show(self, change: shared_trees.Change) -> None:
         """What this site said, and has not done to its directory itself."""
@@ -444,6 +451,10 @@ class SharedState:
 def _and_unseen(kept: Document | None, dot: Dot) -> dict[str, int]:
     """With one more edit that the directory does not show."""
     return {dot.site: dot.number - 1} | (kept.unseen if kept is not None else {})
+
+
+def _copy_id(object_id: bytes, content: bytes) -> bytes:
+    return shared_ops.derived_id(b"copy", object_id, blake3(content).digest())
 
 
 def _apart(object_id: bytes, merger: str) -> bytes:
