@@ -94,7 +94,9 @@ def render(config: ServerConfig) -> str:
         f"max_payload: {limits.BROKER_MAX_PAYLOAD_BYTES}",
         f"max_pending: {MAX_PENDING_BYTES}",
         'write_deadline: "10s"',
-        'ping_interval: "10s"',
+        # A peer that hangs is given up after three of these, and the link goes to another one: until then nothing
+        # that went over it is confirmed.
+        'ping_interval: "3s"',
         f"authorization {_block(_account(config))}",
         f"jetstream {_block(_jetstream(config))}",
     ]

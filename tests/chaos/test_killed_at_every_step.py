@@ -161,8 +161,7 @@ async def go_on(deployment: Deployment) -> None:
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     before = await written()
-    # Once nothing was written for a minute after a broker's kill; why is not understood yet, so this waits for longer.
-    await until(written, lambda count: count > before + 10, "lines are written", 150)
+    await until(written, lambda count: count > before + 10, "lines are written")
 
 
 def highest_acknowledged(deployment: Deployment) -> int:

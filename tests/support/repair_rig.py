@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tests.support import framing
 
 from diffkeeper.domain import frames, stripes, volumes
@@ -40,6 +41,10 @@ class RepairRig:
             **settings,
         )
         self.service = self.make()
+
+    def want(self, geometry: str) -> None:
+        """From the next ``make`` on."""
+        self._settings = msgspec.structs.replace(self._settings, geometry=geometry)
 
     def make(self) -> RepairService:
         """The service as after a start of its process: it knows what the disk and the nodes know."""

@@ -21,7 +21,9 @@ class Store:
         self._lock = threading.Lock()
         self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._database.execute(f"PRAGMA journal_mode={journal}").fetchone()
-        self._database.execute("PRAGMA synchronous=FULL")
+        # With a rollback journal the unlink of the journal commits; only EXTRA syncs the directory after it, and
+        # FULL lets the last commit go with the power.
+        self._database.execute(f"PRAGMA synchronous={'EXTRA' if journal == 'delete' else 'FULL'}")
         # Small, so that a short run sees checkpoints too.
         self._database.execute("PRAGMA wal_autocheckpoint=100").fetchone()
         self._database.execute(

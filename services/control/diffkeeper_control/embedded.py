@@ -1,7 +1,7 @@
 """A whole deployment as child processes of this machine: started in order, adopted, watched, stopped, killed.
 
-Per site: its brokers side by side, then replicator, then capture agent, each started once what it needs works. The children
-live in their own sessions and outlive control; the next control adopts those that still run and answer, and
+Per site: its link server, its brokers side by side, then replicator, then capture agent, each started once what it
+needs works. The children live in their own sessions and outlive control; the next control adopts those that still run and answer, and
 starts the others. A site that was stopped is not started again until it is asked for, also not by the next
 control.
 """
@@ -228,7 +228,10 @@ class Embedded:
         brokers = self._brokers(site)
         # A node that does not start must not keep a site down that has a majority without it.
         several = len(brokers) > 1
-        await _all(self._start_broker(site, role, patient=patient or several) for role in brokers)
+        # The link server first: brokers that do not find their own link to another site's, and would hang with it.
+        links = [role for role in brokers if role == deployment.LINK]
+        for part in (links, [role for role in brokers if role not in links]):
+            await _all(self._start_broker(site, role, patient=patient or several) for role in part)
         await self._wait_for_quorum(site)
         for role in SERVICES:
             await before(site, role)

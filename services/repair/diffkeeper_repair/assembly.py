@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from diffkeeper.domain import errors, manifests, segments, shard_headers, stripes
-from diffkeeper_repair import coder
+from diffkeeper_repair import coder, salvage
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +86,63 @@ def assemble(stripe: shard_headers.Stripe, shards: Sequence[Shard]) -> Assembled
             )
             segment = segments.decode(data, digest)
             if segment.volume != stripe.volume:
-                raise errors.Corrupt(
-                    f"the segment {stripe.segment} is of volume {segment.volume}, not {stripe.volume}",
-                    reason="foreign-shard",
-                )
+                raise _foreign(stripe, segment)
         except errors.Corrupt as error:
             trouble = trouble or error
             continue
         outside = [shard for shard in shards if shard not in group]
         return Assembled(segment, data, digest, [*(group[place] for place in wrong), *outside])
-    raise trouble or errors.Corrupt(
+    raise trouble or _nothing_left(stripe)
+
+
+def mend(stripe: shard_headers.Stripe, good: Sequence[Shard], damaged: Sequence[Shard]) -> Assembled:
+    """The segment from fewer good shards than it needs and what damaged ones still say; raises Corrupt.
+
+    All shards that do not agree with the segment are in ``liars``.
+    """
+    groups: dict[tuple[bytes, int], tuple[dict[int, Shard], dict[int, Shard]]] = {}
+    for place, shards in enumerate((good, damaged)):
+        for shard in shards:
+            group = groups.setdefault((shard.header.segment_hash, shard.header.segment_bytes), ({}, {}))
+            group[place].setdefault(shard.header.index, shard)
+    trouble: errors.Corrupt | None = None
+    for (digest, size), (whole, hurt) in sorted(groups.items(), key=lambda item: -len(item[1][0])):
+        others = {index: shard.payload for index, shard in hurt.items() if index not in whole}
+        if len(whole) >= stripe.geometry.data:
+            continue  # they were tried as they are
+        try:
+            data = salvage.mend(
+                stripe.geometry,
+                {index: shard.payload for index, shard in whole.items()},
+                others,
+                size,
+                digest,
+            )
+            segment = segments.decode(data, digest)
+            if segment.volume != stripe.volume:
+                raise _foreign(stripe, segment)
+        except errors.Corrupt as error:
+            trouble = trouble or error
+            continue
+        true = coder.of(stripe.geometry).encode(data)
+        liars = [
+            shard
+            for shard in (*good, *damaged)
+            if shard.header.segment_hash != digest or true[shard.header.index] != shard.payload
+        ]
+        return Assembled(segment, data, digest, liars)
+    raise trouble or _nothing_left(stripe)
+
+
+def _foreign(stripe: shard_headers.Stripe, segment: segments.Segment) -> errors.Corrupt:
+    return errors.Corrupt(
+        f"the segment {stripe.segment} is of volume {segment.volume}, not {stripe.volume}",
+        reason="foreign-shard",
+    )
+
+
+def _nothing_left(stripe: shard_headers.Stripe) -> errors.Corrupt:
+    return errors.Corrupt(
         f"no shard is left of segment {stripe.segment} of {stripe.volume}; it cannot be read",
         reason="too-few-shards",
         hint="bring back a node that held one of them, or add its directory to dkctl rescue --from",

@@ -39,6 +39,8 @@ class Entry:
 class Catalogue:
     def __init__(self) -> None:
         self.entries: dict[Stripe, Entry] = {}
+        # Stripes that another geometry of the same segment has replaced: on their way out.
+        self.retired: set[Stripe] = set()
         self._held: dict[str, set[Key]] = {}
         self.torn: dict[str, set[Key]] = {}
 
@@ -75,6 +77,11 @@ class Catalogue:
     def forget(self, stripe: Stripe) -> None:
         """For a stripe that was replaced by another, and of which nothing stands any more."""
         self.entries.pop(stripe, None)
+        self.retired.discard(stripe)
+
+    def current(self) -> dict[Stripe, Entry]:
+        """All stripes but the retired ones."""
+        return {stripe: entry for stripe, entry in self.entries.items() if stripe not in self.retired}
 
     def held(self, node: str) -> set[Key]:
         return self._held.get(node, set())
@@ -86,7 +93,7 @@ class Catalogue:
         """The finished stripes of an origin in the order of its stream."""
         found = [
             (entry.manifest.span, entry)
-            for entry in self.entries.values()
+            for entry in self.current().values()
             if entry.manifest is not None and entry.manifest.span.stream == origin
         ]
         return sorted(found, key=lambda one: (one[0].first_sequence, -one[0].count))

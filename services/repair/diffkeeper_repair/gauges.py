@@ -63,6 +63,7 @@ class _Repair(Collector):
             ("scrubbed_bytes", "Bytes read and verified by the scrub", service.scrubber.bytes_total),
             ("shards_rebuilt", "Shards written anew", service.rebuilder.shards_written_total),
             ("rebuilt_bytes", "Bytes of shards written anew", service.rebuilder.bytes_written_total),
+            ("segments_recoded", "Segments brought into another geometry", service.recoder.segments_total),
             (
                 "frames_served_from_streams",
                 "Missing frames found at another site",

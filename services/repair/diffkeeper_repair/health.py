@@ -41,7 +41,7 @@ def nodes(service: RepairService) -> list[dict[str, Any]]:
 def report(service: RepairService) -> dict[str, Any]:
     """The answer of ``GET /v1/health``."""
     found = [
-        (entry, service.rebuilder.plan(entry, patient=True)) for entry in service.catalogue.entries.values()
+        (entry, service.rebuilder.plan(entry, patient=True)) for entry in service.catalogue.current().values()
     ]
     by_volume: dict[str, list[tuple[Entry, planner.Plan]]] = {}
     for entry, plan in found:
@@ -98,6 +98,8 @@ def _volume(service: RepairService, volume: str, found: list[tuple[Entry, planne
         "rebuilding": sum(not plan.is_idle for _, plan in found),
         "waiting": sum(len(plan.waiting) for _, plan in found),
         "homeless": sum(len(plan.homeless) for _, plan in found),
+        # Segments that stand in another geometry than the one wanted.
+        "recoding": service.recoder.left(volume),
         "streams": [
             {
                 "origin": one.origin.site,

@@ -110,7 +110,7 @@ class Rebuilder:
 
     def _endangered(self, patient: bool) -> list[Stripe]:
         plans = {
-            stripe: self.plan(entry, patient=patient) for stripe, entry in self._catalogue.entries.items()
+            stripe: self.plan(entry, patient=patient) for stripe, entry in self._catalogue.current().items()
         }
         self._plans = {stripe: known for stripe, known in self._plans.items() if stripe in plans}
         needy = {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from diffkeeper import atomic_files, service
-from diffkeeper.domain import errors, lineages, manifests, segments
+from diffkeeper.domain import errors, lineages, manifests, segments, shard_headers
 from diffkeeper.domain.shard_headers import MANIFEST, Key, Stripe
 from diffkeeper_repair import assembly, rescue_sources
 from diffkeeper_repair.rescue_sources import Source
@@ -63,12 +63,17 @@ class Rescue:
             (place for place in places if place[1].index != MANIFEST), key=lambda place: place[1].index
         )
         shards: list[assembly.Shard] = []
+        damaged: list[assembly.Shard] = []
         trouble = f"no shard of it was found, and {stripe.geometry.data} are needed"
         while waiting:
             source, key = waiting.pop(0)
             shard = await self._read(source, key)
             if shard is None:
                 continue
+            if not await asyncio.to_thread(self._is_good, shard):
+                damaged.append(shard)
+                continue
+            self.shards += 1
             shards.append(shard)
             have = len({one.header.index for one in shards})
             if have < stripe.geometry.data:
@@ -85,6 +90,14 @@ class Rescue:
                 )
             await asyncio.to_thread(self._keep, found)
             return
+        try:
+            found = await asyncio.to_thread(assembly.mend, stripe, shards, damaged)
+        except errors.Corrupt as error:
+            if error.reason == "beyond-salvage":
+                trouble = error.message
+        else:
+            await asyncio.to_thread(self._keep, found)
+            return
         self._lose(stripe, trouble, await self._span(stripe, shards, places))
 
     async def _read(self, source: Source, key: Key) -> assembly.Shard | None:
@@ -92,12 +105,19 @@ class Rescue:
             data = await source.store.get(key)
             if data is None:
                 raise errors.Corrupt("its store does not give it", reason="missing")
-            shard = await asyncio.to_thread(assembly.open_shard, data, source.name, key.stripe)
+            return await asyncio.to_thread(assembly.open_header, data, source.name, key.stripe)
         except errors.DiffKeeperError as error:
             self._note(source.name, str(key), error.message)
             return None
-        self.shards += 1
-        return shard
+
+    def _is_good(self, shard: assembly.Shard) -> bool:
+        """Whether its bytes are those of its digest; noted if not, and kept in case too few are."""
+        try:
+            shard_headers.check_payload(shard.header, shard.payload)
+        except errors.Corrupt as error:
+            self._note(shard.source, str(shard.header.key), error.message)
+            return False
+        return True
 
     def _note(self, where: str, item: str, why: str) -> None:
         self.damaged.append({"where": where, "item": item, "why": why})

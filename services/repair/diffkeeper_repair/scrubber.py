@@ -122,7 +122,7 @@ class Scrubber:
         self._memory.save()
 
     def _ahead(self, after: str) -> Sequence[Stripe]:
-        return sorted((one for one in self._catalogue.entries if _place(one) > after), key=_place)
+        return sorted((one for one in self._catalogue.current() if _place(one) > after), key=_place)
 
     async def scrub(self, entry: Entry) -> int:
         """Verify every item of one stripe that a node which answers holds; the bytes read."""
@@ -169,7 +169,7 @@ class Scrubber:
     def progress(self) -> Progress:
         tour = self._memory.tour
         ahead = len(self._ahead(tour.after)) if self._running or tour.after else 0
-        total = len(self._catalogue.entries)
+        total = len(self._catalogue.current())
         bytes_total = sum(node.stored_bytes for node in self._fleet.nodes.values() if node.answers)
         left = max(0, bytes_total - tour.bytes_done) if self._running else 0
         return Progress(

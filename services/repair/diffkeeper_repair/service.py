@@ -18,6 +18,7 @@ from diffkeeper_repair.fleet import StorageFleet, StorageNode
 from diffkeeper_repair.frame_finder import FrameFinder
 from diffkeeper_repair.memory import Memory
 from diffkeeper_repair.rebuilder import Rebuilder
+from diffkeeper_repair.recoder import Recoder
 from diffkeeper_repair.scrubber import Scrubber
 from diffkeeper_repair.sealers import Sealers
 from diffkeeper_repair.settings import RepairSettings
@@ -56,6 +57,15 @@ class RepairService:
             wanted.scrub_bytes_per_s,
             wanted.scrub_every_s,
         )
+        self.recoder = Recoder(
+            self.fleet,
+            self.catalogue,
+            self.book,
+            self.rebuilder,
+            self.io,
+            self.geometry_of,
+            wanted.scrub_bytes_per_s,
+        )
         self.sealers = Sealers(logs, self.catalogue, self.book, self.io, self.geometry_of, wanted.seal_age_s)
         self.finder = FrameFinder(logs, self.catalogue, self.io)
         # Set once what the nodes hold is known as well as it can be.
@@ -90,6 +100,7 @@ class RepairService:
                 await self.io.load_manifest(stripe_entry)
 
         await asyncio.gather(*(load(entry) for entry in list(self.catalogue.entries.values())))
+        self.recoder.recognise()
         self.surveyed.set()
 
     async def run(self) -> None:
@@ -101,6 +112,7 @@ class RepairService:
             group.create_task(self._seal(), name="seal")
             group.create_task(self.rebuilder.run(), name="rebuild")
             group.create_task(self.scrubber.run(), name="scrub")
+            group.create_task(self.recoder.run(), name="recode")
 
     async def _seal(self) -> None:
         # Without a majority of what is known, "not sealed yet" may only mean "not seen yet".

@@ -35,6 +35,7 @@ class StripeIO:
         need = entry.stripe.geometry.data
         waiting = self._candidates(entry)
         shards: list[Shard] = []
+        damaged: list[Shard] = []
         trouble: errors.Corrupt | None = None
         while waiting:
             # As many as are missing; once they contradicted each other, all there are.
@@ -53,6 +54,7 @@ class StripeIO:
                 # Only now it is worth asking each shard for its digest.
                 shards, bad = await asyncio.to_thread(assembly.sift, shards)
                 self._report(entry, bad, Cause.DIGEST, "its bytes are not those of its digest")
+                damaged += bad
                 if not bad or _distinct(shards) < need:
                     continue
                 try:
@@ -63,8 +65,25 @@ class StripeIO:
             self._report(entry, assembled.liars, Cause.LIE, "it agrees with itself and not with its segment")
             self._book.readable(entry.stripe)
             return assembled
+        return await self._salvage(entry, shards, damaged, trouble)
+
+    async def _salvage(
+        self, entry: Entry, shards: Sequence[Shard], damaged: Sequence[Shard], trouble: errors.Corrupt | None
+    ) -> Assembled:
+        """The last resort: what damaged shards still agree on. Raises Corrupt, and notes the stripe as lost."""
+        good, bad = await asyncio.to_thread(assembly.sift, shards)
+        self._report(entry, bad, Cause.DIGEST, "its bytes are not those of its digest")
+        try:
+            assembled = await asyncio.to_thread(assembly.mend, entry.stripe, good, [*damaged, *bad])
+        except errors.Corrupt as error:
+            if error.reason == "beyond-salvage":
+                trouble = error
+        else:
+            self._book.readable(entry.stripe)
+            return assembled
+        need = entry.stripe.geometry.data
         lost = trouble or errors.Corrupt(
-            f"{_distinct(shards)} good shards of {entry.stripe.segment} of {entry.stripe.volume} can be reached and "
+            f"{_distinct(good)} good shards of {entry.stripe.segment} of {entry.stripe.volume} can be reached and "
             f"{need} are needed" + (f": {entry.manifest.span.words()}" if entry.manifest is not None else ""),
             reason="too-few-shards",
             hint="dkctl nodes shows which nodes are away; bring one of them back",

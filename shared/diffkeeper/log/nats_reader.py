@@ -15,7 +15,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -28,8 +28,14 @@ HEARTBEAT_S = 1.0
 _SILENT_BEATS = 3
 _INACTIVE_S = 30
 _RETRY_S = 0.2
-# How often a reader of a mirror asks whether it stands still; twice in a row decides.
-_SOURCE_CHECK_S = 1.0
+# How often a reader of a mirror asks how that is doing: while the mirror hears its origin, and while it does not.
+_MIRROR_CHECK_S = 1.0
+_SILENT_MIRROR_CHECK_S = 0.5
+# A mirror that hears its origin and does not grow, while the origin holds more, so many times in a row stands still.
+_STOOD_STILL = 2
+# Brokers send a mirror a heartbeat a second.
+_MIRROR_SILENT_NS = 1_500_000_000
+_SOURCE_TIMEOUT_S = 1.0
 _NS = 1_000_000_000
 _JS_NO_MESSAGE = 10037
 
@@ -43,7 +49,6 @@ class _Inbox:
 
     def __init__(self, session: nats_connection.Session) -> None:
         self.session = session
-        self.heard_at = 0.0
         self._items: deque[Msg | None] = deque()
         self._filled = asyncio.Event()
 
@@ -124,14 +129,21 @@ async def get_elsewhere(
     return None
 
 
-class Reader:
-    """One reading of one stream, across sessions, and across the two places where a mirrored stream can be
-    read.
+class _Mirror(NamedTuple):
+    """The copy of a stream at the reader's own site: its last message, and whether it hears nothing of its origin."""
 
-    A mirror that lost its origin looks for it again only after 10 s, and after an outage up to 150 s later
-    (nats-server 2.15). Barriers at level ``remote`` must not wait for that: while the origin answers and the
-    mirror stands still behind it, messages are read from the origin's own stream. They stand there at the
-    same places.
+    end: int
+    is_silent: bool
+
+
+class Reader:
+    """One reading of one stream, across sessions, and across the places where a mirrored stream can be read.
+
+    A new mirror, and one that lost its origin, may look for it only after 10 s, and after an outage up to 150 s later
+    (nats-server 2.15). Barriers at level ``remote`` must not wait for that: while the mirror does not hear its origin,
+    messages are read from the origin's own stream. And a mirror whose origin died may never have got what another
+    site's mirror has: while the origin does not answer either, they are read from there. They stand at the same places
+    in all.
     """
 
     def __init__(
@@ -146,6 +158,8 @@ class Reader:
         self._origin = origin
         self._holders = holders
         self._source = site
+        # Where it was found better to read, while the consumer at ``_source`` ends.
+        self._better: str | None = None
         self._following = 1
 
     async def read(self, first_sequence: int) -> AsyncGenerator[event_log.Stored, None]:
@@ -158,7 +172,12 @@ class Reader:
                         self._following = stored.stream_sequence + 1
                         yield stored
             except (_Again, nats.errors.Error, errors.Transient):
-                await asyncio.sleep(_RETRY_S)
+                if self._better is None:
+                    await asyncio.sleep(_RETRY_S)
+                if not session.lost.is_set():
+                    # Whoever does not answer is not asked again: at home it is seen where to read then.
+                    self._source = self._better or self._site
+                self._better = None
             except errors.Corrupt as gap:
                 async with aclosing(self._lost(gap)) as messages:
                     async for stored in messages:
@@ -212,31 +231,55 @@ class Reader:
         stood_still = 0
         while True:
             before = self._following
-            await asyncio.sleep(_SOURCE_CHECK_S)
-            try:
-                stood_still = stood_still + 1 if await self._is_misplaced(before) else 0
-            except (errors.Transient, errors.Refused):
-                stood_still = 0
-            if stood_still == 2:
-                self._source = self._origin.site if self._source == self._site else self._site
-                inbox.end()
-                return
+            mirror = await self._mirror()
+            if mirror is not None:
+                better = await self._better_source(mirror, stood_still)
+                if better is not None and better != self._source:
+                    self._better = better
+                    inbox.end()
+                    return
+            silent = mirror is None or mirror.is_silent
+            await asyncio.sleep(_SILENT_MIRROR_CHECK_S if silent else _MIRROR_CHECK_S)
+            stood_still = stood_still + 1 if self._following == before else 0
 
-    async def _is_misplaced(self, before: int) -> bool:
-        """Whether the mirror stands still behind its origin while it is read, or is as far as
-        a reader of the origin.
-        """
-        if self._source != self._site:
-            return await self._end(self._site) >= self._following - 1
-        if self._following != before or await self._end(self._site) >= self._following:
-            return False
-        return await self._end(self._origin.site) >= self._following
-
-    async def _end(self, site: str) -> int:
-        info = await self._connection.api(
-            f"{nats_streams.api_prefix(site)}.STREAM.INFO.{self._origin.stream}", timeout_s=_SOURCE_CHECK_S
+    async def _better_source(self, mirror: _Mirror, stood_still: int) -> str | None:
+        """Where to read from now on; None: where it is read now."""
+        if mirror.end >= self._following:
+            return self._site
+        if not mirror.is_silent:
+            if self._source != self._site:
+                return self._site if mirror.end == self._following - 1 else None
+            if stood_still < _STOOD_STILL:
+                return None
+        end = await self._end(self._origin.site)
+        if end is not None:
+            return self._origin.site if mirror.is_silent or end >= self._following else None
+        others = [site for site in self._holders if site not in (self._origin.site, self._source)]
+        ends = await asyncio.gather(*(self._end(site) for site in others))
+        return next(
+            (site for site, end in zip(others, ends, strict=True) if (end or 0) >= self._following), None
         )
-        return int(info["state"]["last_seq"])
+
+    async def _mirror(self) -> _Mirror | None:
+        """The copy at home; None when its broker does not say."""
+        info = await self._info(self._site)
+        if info is None:
+            return None
+        # Nanoseconds since its origin's broker was heard; negative: never.
+        heard = int((info.get("mirror") or {}).get("active", -1))
+        return _Mirror(int(info["state"]["last_seq"]), not 0 <= heard <= _MIRROR_SILENT_NS)
+
+    async def _end(self, site: str) -> int | None:
+        """The last message that a site's copy holds; None when it does not say, or has no copy."""
+        info = await self._info(site)
+        return int(info["state"]["last_seq"]) if info is not None else None
+
+    async def _info(self, site: str) -> dict[str, Any] | None:
+        subject = f"{nats_streams.api_prefix(site)}.STREAM.INFO.{self._origin.stream}"
+        try:
+            return await self._connection.api(subject, timeout_s=_SOURCE_TIMEOUT_S)
+        except (errors.Transient, errors.Refused, errors.NotFound):
+            return None
 
 
 def _consumer_config(name: str, subject: str, first_sequence: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ VOLUME_COLUMNS = [
     Column("REBUILDING", "rebuilding"),
     Column("AWAITED", "waiting"),
     Column("NO ROOM", "homeless", wide=True),
+    Column("RECODING", "recoding", wide=True),
 ]
 LOST_COLUMNS = [
     Column("LOST SEGMENT", "segment"),
