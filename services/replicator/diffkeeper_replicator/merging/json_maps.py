@@ -29,6 +29,8 @@ CONTENT_MAX_BYTES = 4 * 1024 * 1024
 # Whether the latest edit was JSON.
 _MODE = "mode"
 _JSON = "json"
+# And had a comma behind a last element, which many programs refuse.
+_COMMAS = "json,"
 _TEXT = "text"
 
 
@@ -56,21 +58,25 @@ class JsonDocument(KeyedDocument):
             return [(_MODE, _TEXT)]
         difference = json_trees.Difference(origin)
         difference.between((), json_trees.grown(self.cells), node)
-        return [(_MODE, _JSON), *difference.changes]
+        mode = _JSON if _read(content, commas=False) else _COMMAS
+        return [(_MODE, mode), *difference.changes]
 
     def _mode(self) -> str:
         """JSON only when no edit that was none is concurrent: its change is in the text alone."""
         modes = self.cells.cells.get(_MODE, {}).values()
-        return _TEXT if _TEXT in modes else _JSON if modes else ""
+        if not modes or _TEXT in modes:
+            return _TEXT
+        return str(self.cells.get(_MODE))
 
     def render(self) -> bytes:
         text = self._text.content()
-        if self._mode() != _JSON:
+        mode = self._mode()
+        if mode == _TEXT:
             return text
         branch = json_trees.grown(self.cells)
         if branch is None:
             return text
-        return json_patches.patched(text.decode(), branch.node).encode()
+        return json_patches.patched(text.decode(), branch.node, mode == _COMMAS).encode()
 
     def check(self, payload: Any) -> None:
         wire.expect(isinstance(payload, tuple) and len(payload) == 2, "JSON")
@@ -85,7 +91,7 @@ class JsonDocument(KeyedDocument):
         found = self._text.apply(text, origin) if text is not None else []
         conflicts = self._apply(changes, origin)
         # Where values are merged, that characters were merged too is no news.
-        return conflicts if self._mode() == _JSON else conflicts + found
+        return conflicts if self._mode() != _TEXT else conflicts + found
 
     def dump(self) -> Any:
         return [self._text.dump(), self.cells.dump()]
@@ -112,7 +118,7 @@ class JsonDocument(KeyedDocument):
 
     def is_value(self, key: Any, value: Any) -> bool:
         if key == _MODE:
-            return value in (_JSON, _TEXT)
+            return value in (_JSON, _COMMAS, _TEXT)
         if value in ("{", "["):
             return True
         node = _read(value.encode()) if isinstance(value, str) else None
@@ -127,7 +133,7 @@ class JsonDocument(KeyedDocument):
         return str(value).encode()
 
     def blame(self) -> list[merger.Blame]:
-        branch = json_trees.grown(self.cells) if self._mode() == _JSON else None
+        branch = json_trees.grown(self.cells) if self._mode() != _TEXT else None
         return self._text.blame() if branch is None else _blamed(branch, "")
 
 
@@ -139,9 +145,9 @@ def _blamed(branch: json_trees.Branch, name: str) -> list[merger.Blame]:
     return [blame for where, one in below for blame in _blamed(one, where)]
 
 
-def _read(content: bytes) -> Node | None:
+def _read(content: bytes, commas: bool = True) -> Node | None:
     try:
-        return json_text.read(content.decode())
+        return json_text.read(content.decode(), commas=commas)
     except (UnicodeDecodeError, json_text.Unreadable):
         return None
 

@@ -16,10 +16,12 @@ ALIGNED_MAX_ITEMS = 2000
 _IDENTITIES = ("id", "name", "key", "uid")
 
 
-def patched(text: str, wanted: Node) -> str:
-    """``text`` where it holds ``wanted`` already, else the least change of it that does."""
+def patched(text: str, wanted: Node, commas: bool = False) -> str:
+    """``text`` where it holds ``wanted`` already, else the least change of it that does. ``commas``: one
+    behind the last element is meant so, and not left over from two edits.
+    """
     try:
-        if json_text.read(text).fingerprint() == wanted.fingerprint():
+        if json_text.read(text, commas=commas).fingerprint() == wanted.fingerprint():
             return text
     except json_text.Unreadable:
         pass
@@ -27,7 +29,7 @@ def patched(text: str, wanted: Node) -> str:
         found = json_text.read(text, tolerant=True)
         inside = _value(text, found, wanted, "")
         result = json_text.trivia(text[: found.start], 0) + inside + json_text.trivia(text[found.end :], 0)
-        if json_text.read(result).fingerprint() == wanted.fingerprint():
+        if json_text.read(result, commas=commas).fingerprint() == wanted.fingerprint():
             return result
     except json_text.Unreadable:
         pass
@@ -61,7 +63,7 @@ def _value(text: str, found: Node, wanted: Node, line: str) -> str:
 
 def _reads(text: str, found: Node) -> bool:
     try:
-        json_text.read(text[found.start : found.end])
+        json_text.read(text[found.start : found.end], commas=False)
     except json_text.Unreadable:
         return False
     return True

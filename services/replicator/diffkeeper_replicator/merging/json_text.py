@@ -75,9 +75,11 @@ class _Token:
     end: int
 
 
-def read(text: str, tolerant: bool = False) -> Node:
-    """The value in ``text``. Unreadable when there is none, or (not tolerant) anything besides."""
-    reader = _Reader(text, tolerant)
+def read(text: str, tolerant: bool = False, commas: bool = True) -> Node:
+    """The value in ``text``. Unreadable when there is none, or (not tolerant) anything besides; without
+    ``commas``, also when a comma stands behind a last element.
+    """
+    reader = _Reader(text, tolerant, commas or tolerant)
     node = reader.value(0)
     if reader.token is not None and not tolerant:
         raise Unreadable(reader.token.start)
@@ -100,9 +102,10 @@ def spelled(key: str) -> str:
 
 
 class _Reader:
-    def __init__(self, text: str, tolerant: bool) -> None:
+    def __init__(self, text: str, tolerant: bool, commas: bool) -> None:
         self._tokens = _tokens(text)
         self._tolerant = tolerant
+        self._commas = commas
         self._length = len(text)
         self.token: _Token | None = None
         self._next()
@@ -179,6 +182,8 @@ class _Reader:
         token = self._peek()
         if token.text == ",":
             self._next()
+            if not self._commas and self._peek().text == closer:
+                raise Unreadable(token.start)
         elif token.text != closer and not self._tolerant:
             raise Unreadable(token.start)
 

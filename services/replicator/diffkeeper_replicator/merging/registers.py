@@ -103,7 +103,7 @@ class Registers:
             if kept or new:
                 self.cells[key] = {**kept, **new}
             else:
-                del self.cells[key]
+                self.cells.pop(key, None)
         return met
 
 

@@ -92,12 +92,16 @@ class SqliteDocument(KeyedDocument):
 
     def _unseen(self, dot: registers.Dot, saw: Vector) -> list[RowWrite]:
         """The rows with a write that the writer of the image had not seen, in one order everywhere."""
+        rows = self._unseen_rows(dot, saw)
+        return [self._write(table, key) for table, key in sorted(rows, key=msgpack.packb)]
+
+    def _unseen_rows(self, dot: registers.Dot, saw: Vector) -> set[Any]:
         rows: set[Any] = set()
         for key, writes in self.cells.cells.items():
             kind = key[0] if isinstance(key, tuple) else None
             if kind in (_ROW, _CELL) and not all(_covers(dot, saw, one) for one in writes):
                 rows.add(key[1:3])  # type: ignore[index]
-        return [self._write(table, key) for table, key in sorted(rows, key=msgpack.packb)]
+        return rows
 
     def _write(self, table: str, key: sqlite_images.Key) -> RowWrite:
         marks = self.cells.cells.get((_ROW, table, key), {})
@@ -167,13 +171,14 @@ class SqliteDocument(KeyedDocument):
         super().join(dumped, seen)
 
     def compact(self) -> None:
-        """Drop the cells that are in every image, and with them the deleted rows."""
+        """Drop the rows whose every write is in every image."""
         images = [(dot, saw) for dot, (saw, _) in self.cells.cells.get(_IMAGE, {}).items()]
+        needed: set[Any] = set()
+        for dot, saw in images:
+            needed |= self._unseen_rows(dot, saw)
         for key in list(self.cells.cells):
-            if isinstance(key, tuple) and key[0] in (_ROW, _CELL):
-                writes = self.cells.cells[key]
-                if all(_covers(dot, saw, one) for dot, saw in images for one in writes):
-                    del self.cells.cells[key]
+            if isinstance(key, tuple) and key[0] in (_ROW, _CELL) and key[1:3] not in needed:
+                del self.cells.cells[key]
 
     def losers(self) -> list[merger.Loser]:
         """A database made at one site while another was made under the same name elsewhere."""
