@@ -32,6 +32,7 @@ class MergingProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._address = ""
+        self._closed = False
 
     def add_routes(self, app: web.Application) -> None:
         app.add_routes(
@@ -50,7 +51,7 @@ class MergingProcess:
         return any(Path(self._wanted.dir).glob("*/shared.json"))
 
     async def run(self) -> None:
-        while True:
+        while not self._closed:
             gone = self._process is None or self._process.returncode is not None
             if gone and self._is_wanted():
                 try:
@@ -90,6 +91,8 @@ class MergingProcess:
 
     async def _running(self) -> tuple[aiohttp.ClientSession, str]:
         async with self._starting:
+            if self._closed:
+                raise errors.Transient("this replicator is ending", reason="merging-lost", hint="try again")
             if self._process is None or self._process.returncode is not None or self._session is None:
                 await self._end()
                 await self._start()
@@ -123,6 +126,7 @@ class MergingProcess:
 
     async def close(self) -> None:
         async with self._starting:
+            self._closed = True
             await self._end()
 
     async def _end(self) -> None:

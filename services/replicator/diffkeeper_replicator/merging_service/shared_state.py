@@ -188,10 +188,14 @@ class SharedState:
         if kept is not None and kept.merger != op.merger:
             self._merge_other(op, record, kept)
             return
-        merger = documents.named(op.merger)
-        document = merger.new(self.site) if kept is None else merger.load(kept.state, self.site)
+        known = self.document(op.object)
+        document = documents.named(op.merger).new(self.site) if known is None else known
         before = document.content()
-        found = self._take_update(document, op, record)
+        try:
+            found = self._take_update(document, op, record)
+        except errors.DiffKeeperError:
+            self._loaded.pop(op.object, None)  # nobody vouches for a document that failed
+            raise
         base = b"" if kept is None else (kept.state if kept.base is None else kept.base)
         self.store.put_document(
             op.object, Document(op.merger, document.state(), base, _and_unseen(kept, record.dot))

@@ -61,6 +61,7 @@ class SharedVolume:
         # What stands in the way, by whose log (a site, or "" for the directory).
         self.troubles: dict[str, errors.DiffKeeperError] = {}
         self._seen_due = 0.0
+        self._told: dict[str, Any] = {}
         self._publisher = Publisher(volumes.Origin(volume, log.site), log)
 
     # -- running ---------------------------------------------------------------------------------------------
@@ -289,9 +290,10 @@ class SharedVolume:
             "state": state if self._engine is not None else "opening",
             "troubles": [{"log": where, **error.to_dict()} for where, error in sorted(self.troubles.items())],
         }
-        if self._engine is not None:
-            shown |= await self._with_engine(lambda engine: engine.status())
-        return shown
+        # What a long step is busy with is told as it was before.
+        if self._engine is not None and not self._engine_lock.locked():
+            self._told = await self._with_engine(lambda engine: engine.status())
+        return shown | self._told
 
 
 async def _to_its_end(call: Callable[[SiteEngine], T], engine: SiteEngine) -> T:
