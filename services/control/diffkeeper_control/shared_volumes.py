@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -74,8 +73,10 @@ class SharedVolumes:
 
     async def begin(self, wish: Wish) -> tuple[str, dict[str, Any]]:
         """Have a site capture its directory of a shared volume and merge it with the others'; the member's name too."""
-        volumes.check_name("volume", wish.volume)
-        admissions.check_site(wish.site, self._embedded.sites)
+        admissions.check_request(
+            admissions.Asked(wish.volume, wish.site, wish.path, volumes.Mode.EXCLUSIVE.value),
+            self._embedded.sites,
+        )
         if self._registry.find(wish.volume) is not None:
             raise errors.Refused(
                 f"volume {wish.volume} is exclusive, not shared",
@@ -83,17 +84,9 @@ class SharedVolumes:
                 hint="a volume keeps its mode",
             )
         member = volumes.member(wish.volume, wish.site)
-        path = wish.path
-        if path is None and self._registry.find(member) is None:
-            path = self._make_directory(wish.volume, wish.site)
-        ready = await self._lifecycle.begin(replace(wish, volume=member, path=path))
+        ready = await self._lifecycle.begin(replace(wish, volume=member))
         await self.tell(wish.volume, patient=False)
         return member, {**ready, "shared": wish.volume}
-
-    def _make_directory(self, volume: str, site: str) -> str:
-        path: Path = self._embedded.layout.volumes(site) / volume
-        path.mkdir(mode=0o755, exist_ok=True)
-        return str(path)
 
     async def run(self) -> None:
         looks = 0
