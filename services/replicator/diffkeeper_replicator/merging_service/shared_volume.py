@@ -83,16 +83,31 @@ class SharedVolume:
     async def _open(self) -> None:
         while self._engine is None:
             try:
-                self._engine = await asyncio.to_thread(self._make_engine)
+                self._engine = await self._made_engine()
                 self.troubles.pop("", None)
             except errors.DiffKeeperError as error:
                 self._trouble("", error)
                 await asyncio.sleep(RETRY_S)
 
+    async def _made_engine(self) -> SiteEngine:
+        """From a thread. A cancelled task waits for it and closes what it made: its state is held by one alone."""
+        running = asyncio.ensure_future(asyncio.to_thread(self._make_engine))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            if running.exception() is None:
+                running.result().close()
+            raise
+
     def _make_engine(self) -> SiteEngine:
         engine = SiteEngine(self._log.site, self._own, Path(self.role.path), self._now_us)
-        engine.state.set_sites(self.role.sites)
-        engine.start()
+        try:
+            engine.state.set_sites(self.role.sites)
+            engine.start()
+        except BaseException:
+            engine.abandon()
+            raise
         return engine
 
     async def _close(self) -> None:
@@ -191,7 +206,7 @@ class SharedVolume:
                         if time.monotonic() - kept > KEEP_TOUCHED_S:
                             await asyncio.to_thread(self._touched.keep)
                             kept = time.monotonic()
-            except errors.Transient as error:
+            except (errors.Transient, errors.NotFound) as error:
                 _log.debug("the captured log is not there", volume=self.volume, error=error.message)
             except errors.DiffKeeperError as error:
                 # It says only where to look: without it everything is looked at now and then.

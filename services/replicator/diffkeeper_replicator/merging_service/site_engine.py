@@ -27,9 +27,13 @@ OUTBOX_BYTES = 4 * 1024 * 1024
 
 class SiteEngine:
     def __init__(self, site: str, own: Path, path: Path, now_us: Callable[[], int]) -> None:
-        self.store = Store(own / "state.db")
-        self.state = SharedState(site, self.store, now_us)
         self.directory = Directory(path, own / "aside")
+        try:
+            self.store = Store(own / "state.db")
+        except BaseException:
+            self.directory.close()
+            raise
+        self.state = SharedState(site, self.store, now_us)
         self.disk = DiskModel(self.store)
         self.displaced = Displaced(self.state, self.directory)
         self.changes = LocalChanges(self.state, self.disk, self.directory)
@@ -158,6 +162,12 @@ class SiteEngine:
         }
 
     def close(self) -> None:
-        self.store.commit()
+        try:
+            self.store.commit()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Without what was not committed."""
         self.store.close()
         self.directory.close()

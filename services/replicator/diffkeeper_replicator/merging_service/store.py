@@ -65,6 +65,13 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path.with_suffix(".lock"))
         try:
+            self._open(path)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _open(self, path: Path) -> None:
+        try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=full")
@@ -74,7 +81,7 @@ class Store:
             raise errors.Corrupt(
                 f"the state {path} of a shared volume cannot be read ({error}); it was left as it is",
                 reason="merge-state-damaged",
-                hint="move it aside: the site then joins anew with what is in its directory",
+                hint="put back a copy of it, or have the site join under another name",
             ) from error
         if version is None:
             self.set_fact("version", _VERSION)
