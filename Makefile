@@ -15,7 +15,7 @@ help:
 	@echo "make test    all tests (TESTS='tests/unit -k log' for some)"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make format  let ruff lay out the code"
-	@echo "make bench   capture, lag and failover, measured against their own baselines"
+	@echo "make bench   capture, lag, failover and merging, measured against their own baselines"
 	@echo "make soak    every way of writing mixed from a seed, as root (SEED=, MINUTES=10, TRACE=1)"
 	@echo "make clean   remove what was built"
 
@@ -47,6 +47,7 @@ bench: $(STAMP)
 	$(BIN)/dkctl bench capture
 	$(BIN)/dkctl bench lag
 	$(BIN)/dkctl bench failover
+	$(BIN)/dkctl bench merge
 
 soak: $(STAMP)
 	@$(BIN)/python -m tests.bpf.soak

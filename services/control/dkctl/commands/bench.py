@@ -175,6 +175,22 @@ def erasure(geometries: tuple[str, ...], segments: int, rounds: int, form: str) 
     return output.show(figures.answer(measurement.measure(geometries, segments, rounds, output.say)), form)
 
 
+@bench.command()
+@click.option(
+    "--size", "megabytes", type=click.IntRange(1, 30), default=5, show_default=True, help="MB of text."
+)
+@click.option(
+    "--edits", type=click.IntRange(min=2), default=100_000, show_default=True, help="Of the text's history."
+)
+@options.form
+def merge(megabytes: int, edits: int, form: str) -> exits.Exit:
+    """Merging what several sites wrote: a text with a long history, and JSON, beside pycrdt alone."""
+    from dkctl.bench import figures
+    from dkctl.bench import merge as measurement
+
+    return output.show(figures.answer(measurement.measure(megabytes, edits, output.say)), form)
+
+
 @contextlib.contextmanager
 def _folder(work: Path | None) -> Iterator[Path]:
     """A folder that an unprivileged server can reach too; removed at the end."""

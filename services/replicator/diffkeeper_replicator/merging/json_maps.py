@@ -8,6 +8,7 @@ alone is the file; values follow as soon as it is JSON again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ _JSON = "json"
 # And had a comma behind a last element, which many programs refuse.
 _COMMAS = "json,"
 _TEXT = "text"
+_CLOSING_COMMA = re.compile(rb",\s*(?:[\]}]|/[/*])")
 
 
 class JsonDocument(KeyedDocument):
@@ -41,6 +43,7 @@ class JsonDocument(KeyedDocument):
     def __init__(self, site: str) -> None:
         super().__init__(site)
         self._text = TextDocument(site)
+        self._branch: json_trees.Branch | None = None
 
     def take(self, content: bytes, origin: Origin, changed: Sequence[tuple[int, int]] | None) -> Any:
         before = self.content()
@@ -52,13 +55,25 @@ class JsonDocument(KeyedDocument):
         self._apply(changes, origin)
         return [text, changes]
 
+    def _grown(self) -> json_trees.Branch | None:
+        """Invariant: ``_branch`` is None or made of the cells as they are."""
+        if self._branch is None:
+            self._branch = json_trees.grown(self.cells)
+        return self._branch
+
+    def _apply(self, changes: Sequence[Change], origin: Origin) -> list[merger.Conflict]:
+        if any(change[0] != _MODE for change in changes):
+            self._branch = None
+        return super()._apply(changes, origin)
+
     def changes(self, content: bytes, origin: Origin) -> list[Change]:
         node = _read(content)
         if node is None:
             return [(_MODE, _TEXT)]
         difference = json_trees.Difference(origin)
-        difference.between((), json_trees.grown(self.cells), node)
-        mode = _JSON if _read(content, commas=False) else _COMMAS
+        difference.between((), self._grown(), node)
+        # Only a comma that closes something can be one too many.
+        mode = _COMMAS if _CLOSING_COMMA.search(content) and not _read(content, commas=False) else _JSON
         return [(_MODE, mode), *difference.changes]
 
     def _mode(self) -> str:
@@ -73,7 +88,7 @@ class JsonDocument(KeyedDocument):
         mode = self._mode()
         if mode == _TEXT:
             return text
-        branch = json_trees.grown(self.cells)
+        branch = self._grown()
         if branch is None:
             return text
         return json_patches.patched(text.decode(), branch.node, mode == _COMMAS).encode()
@@ -101,10 +116,12 @@ class JsonDocument(KeyedDocument):
         registers.load(dumped[1], self.is_key, self.is_value, theirs)
         self._text.seen = self.seen
         self._text.join(dumped[0], theirs)
+        self._branch = None
         return super().join(dumped[1], theirs)
 
     def compact(self) -> None:
         self.cells.forget_losers(but=_MODE)
+        self._branch = None
         self._text.compact()
 
     def is_key(self, key: Any) -> bool:
@@ -133,7 +150,7 @@ class JsonDocument(KeyedDocument):
         return str(value).encode()
 
     def blame(self) -> list[merger.Blame]:
-        branch = json_trees.grown(self.cells) if self._mode() != _TEXT else None
+        branch = self._grown() if self._mode() != _TEXT else None
         return self._text.blame() if branch is None else _blamed(branch, "")
 
 

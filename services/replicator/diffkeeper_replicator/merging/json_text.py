@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 DEPTH_MAX = 100
 
@@ -67,8 +68,7 @@ class Unreadable(ValueError):
         self.at = at
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str
     text: str
     start: int
@@ -88,7 +88,8 @@ def read(text: str, tolerant: bool = False, commas: bool = True) -> Node:
 
 def name(raw: str) -> str:
     """A key in one spelling, in ASCII, without its quotes."""
-    return json.dumps(json.loads(raw))[1:-1]
+    inside = raw[1:-1]
+    return inside if inside.isascii() and "\\" not in raw else json.dumps(json.loads(raw))[1:-1]
 
 
 def spelled(key: str) -> str:

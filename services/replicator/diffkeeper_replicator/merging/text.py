@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pycrdt
@@ -21,6 +22,7 @@ CONTENT_MAX_BYTES = 32 * 1024 * 1024
 BLAME_MAX_PIECES = 30_000
 
 
+@cache
 def client_of(site: str) -> int:
     """The Yjs client number of a site: 53 bits of a hash, never 0."""
     digest = hashlib.blake2b(site.encode(), digest_size=8).digest()
@@ -39,6 +41,8 @@ class TextDocument(CausalDocument):
         self._content: bytes | None = b""
         self._latest: dict[str, bytes] = {}
         self._told: dict[str, clocks.Stamp] = {}
+        # What was checked last is what is applied next, unless it has to wait.
+        self._read: tuple[bytes, yjs_updates.Contents] = (b"", yjs_updates.Contents())
 
     def content(self) -> bytes:
         if self._content is None:
@@ -79,10 +83,10 @@ class TextDocument(CausalDocument):
 
     def check(self, payload: Any) -> None:
         wire.expect(isinstance(payload, bytes), "text")
-        yjs_updates.read(payload)
+        self._read = (payload, yjs_updates.read(payload))
 
     def apply(self, payload: Any, origin: Origin) -> list[merger.Conflict]:
-        contents = yjs_updates.read(payload)
+        contents = self._read[1] if self._read[0] is payload else yjs_updates.read(payload)
         client = client_of(origin.site)
         wire.expect(set(contents.runs) <= {client}, "text of another site")
         if client in contents.runs:
@@ -108,10 +112,11 @@ class TextDocument(CausalDocument):
 
     def _told_once(self, origin: Origin) -> list[merger.Conflict]:
         """One word for a row of concurrent edits, not one for each key pressed."""
+        saw = origin.saw
         unseen = [
             (stamp, site)
             for site, stamp in self.seen.items()
-            if site != origin.site and not origin.knew(site, stamp)
+            if stamp > saw.get(site, 0) and site != origin.site
         ]
         if not unseen:
             return []

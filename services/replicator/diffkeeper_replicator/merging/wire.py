@@ -81,5 +81,7 @@ def is_site(value: object) -> TypeGuard[str]:
 def vector(value: Any) -> dict[str, clocks.Stamp]:
     """Site to stamp, checked."""
     expect(isinstance(value, dict) and len(value) <= SITES_MAX, "vector")
-    expect(all(is_site(site) and is_stamp(stamp) for site, stamp in value.items()), "vector")
+    for site, stamp in value.items():
+        if not (is_site(site) and is_stamp(stamp)):
+            raise damaged("an update is malformed (vector)")
     return dict(value)

@@ -120,20 +120,17 @@ class _Reader:
 
     def number(self) -> int:
         data, at = self._data, self.at
-        value = data[at]
-        at += 1
-        if value >= 0x80:
-            value &= 0x7F
-            shift = 7
-            while True:
-                byte = data[at]
-                at += 1
-                value |= (byte & 0x7F) << shift
-                if byte < 0x80:
-                    break
-                shift += 7
-                wire.expect(shift < 64, "number")
-        self.at = at
+        byte = data[at]
+        value = byte & 0x7F
+        shift = 7
+        while byte >= 0x80:
+            at += 1
+            byte = data[at]
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if shift > 70:
+                raise wire.damaged("a text update has a number without end")
+        self.at = at + 1
         return value
 
     def client(self) -> int:
