@@ -56,7 +56,10 @@ async def test_a_role_that_changes_while_the_volume_is_opened_leaves_nothing_hel
     for known in (("east",), ("east", "north"), SITES):
         await sites["east"].put_role("desk", role(tmp_path, "east", known))
         await asyncio.sleep(0)
-    await sites["west"].put_role("desk", role(tmp_path, "west"))
+    several = (("west",), ("west", "north"), SITES)
+    await asyncio.gather(
+        *(sites["west"].put_role("desk", role(tmp_path, "west", known)) for known in several)
+    )
     await until_same(tmp_path, "notes.txt", "one\n")
     (tmp_path / "west" / "notes.txt").write_text("one\ntwo\n")
     await until_same(tmp_path, "notes.txt", "one\ntwo\n")

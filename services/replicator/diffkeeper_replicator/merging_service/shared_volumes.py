@@ -29,6 +29,7 @@ class SharedVolumes:
         self._now_us = now_us
         self._volumes: dict[str, SharedVolume] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._changing = asyncio.Lock()
 
     @property
     def site(self) -> str:
@@ -55,14 +56,16 @@ class SharedVolumes:
     async def put_role(self, volume: str, role: SharedRole) -> SharedVolume:
         """The same role again changes nothing."""
         shared_role.check(volume, role)
-        known = self._volumes.get(volume)
-        if known is not None and known.role == role:
-            return known
-        own = self._directory / volume
-        own.mkdir(parents=True, exist_ok=True)
-        atomic_files.write_json(own / _ROLE, msgspec.to_builtins(role))
-        await self._end(volume)
-        return self._begin(volume, role)
+        # One change at a time: of two volumes begun at once one would hold what the other needs.
+        async with self._changing:
+            known = self._volumes.get(volume)
+            if known is not None and known.role == role:
+                return known
+            own = self._directory / volume
+            own.mkdir(parents=True, exist_ok=True)
+            atomic_files.write_json(own / _ROLE, msgspec.to_builtins(role))
+            await self._end(volume)
+            return self._begin(volume, role)
 
     def _begin(self, volume: str, role: SharedRole) -> SharedVolume:
         made = SharedVolume(volume, self._directory / volume, role, self._event_log, self._now_us)
