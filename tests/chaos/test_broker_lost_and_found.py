@@ -13,6 +13,7 @@ import nats
 import pytest
 from tests.support import brokers as support
 from tests.support import framing
+from tests.support.lossy_proxy import LossyProxy
 
 from diffkeeper import nats_server
 from diffkeeper.domain import errors, frames
@@ -79,6 +80,36 @@ async def test_a_reader_goes_on_through_the_death_of_its_broker(brokers: support
     async with asyncio.timeout(15):
         await reading
     assert taken == [frame.wire for frame in sent]
+
+
+async def test_a_connection_that_is_reset_in_the_middle_of_publishing_is_made_anew_each_time(
+    brokers: support.Brokers,
+) -> None:
+    server = await brokers.start("east")
+    proxy = LossyProxy(server.config.client_port)
+    log = await brokers.log("east", await proxy.start())
+    await log.create_origin(ORIGIN)
+    frame = next(iter(framing.chain(1, size=400_000)))
+    try:
+        for _ in range(3):
+            await until(lambda: has_answered(log))
+            proxy.stall()
+            # More than the line takes: the client has some left to flush when it learns of the reset.
+            sent = [log.append(ORIGIN, frame, 0) for _ in range(40)]
+            await asyncio.sleep(0.2)
+            proxy.reset_clients()
+            await asyncio.gather(*sent, return_exceptions=True)
+        await until(lambda: has_answered(log))
+    finally:
+        await proxy.stop()
+
+
+async def has_answered(log: event_log.EventLog) -> bool:
+    try:
+        await log.origins()
+    except errors.Transient:
+        return False
+    return True
 
 
 async def test_a_mirror_outlives_its_origin_with_everything_it_had(brokers: support.Brokers) -> None:

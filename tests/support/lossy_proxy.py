@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 
 
 class LossyProxy:
@@ -14,6 +16,8 @@ class LossyProxy:
         self.deaf = False  # server to client is lost
         self.mute = False  # client to server is lost
         self.holding = False  # client to server waits, also after the client is gone, until ``deliver``
+        self._flowing = asyncio.Event()  # while unset, nothing is read from clients: their buffers fill
+        self._flowing.set()
         self._held: list[tuple[asyncio.StreamWriter, bytes]] = []
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -35,6 +39,18 @@ class LossyProxy:
         """End the clients' connections, and keep those to the server: what is held can still be delivered."""
         for writer in self._clients:
             writer.close()
+        self._clients.clear()
+
+    def stall(self) -> None:
+        self._flowing.clear()
+
+    def reset_clients(self) -> None:
+        """End the clients' connections with a reset, as a process that is killed with unread bytes does."""
+        self._flowing.set()
+        for writer in self._clients:
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
         self._clients.clear()
 
     @property
@@ -71,7 +87,7 @@ class LossyProxy:
 
     async def _pump_up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            while data := await reader.read(65_536):
+            while await self._flowing.wait() and (data := await reader.read(65_536)):
                 if self.holding:
                     self._held.append((writer, data))
                 elif not self.mute:

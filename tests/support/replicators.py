@@ -45,7 +45,7 @@ class ReplicatorProcess:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "diffkeeper_replicator.main", "--config", str(self.config), stderr=log
             )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     await self.call("GET", "/v1/status", None)

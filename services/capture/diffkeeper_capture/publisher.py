@@ -161,13 +161,20 @@ class Publisher:
             while True:
                 await self._step()
         except errors.DiffKeeperError as error:
-            self.error = error
-            for _, future in self._waiters:
-                if not future.done():
-                    future.set_exception(error)
+            self._fail_waiters(error)
+            raise
+        except Exception:
+            # A mistake of ours, which nobody may wait on for ever.
+            self._fail_waiters(_ended())
             raise
         finally:
             self._abandon_flight()
+
+    def _fail_waiters(self, error: errors.DiffKeeperError) -> None:
+        self.error = error
+        for _, future in self._waiters:
+            if not future.done():
+                future.set_exception(error)
 
     async def _step(self) -> None:
         """Take what was acknowledged, send what may be sent, then sleep until there is more to do."""
@@ -286,7 +293,11 @@ class Publisher:
         for sequence in range(self._sequence + 1, end + 1):
             stored = last if sequence == end else await self._log.get(self.origin, sequence)
             if stored is None:
-                raise self._reign.unjoinable(f"message {sequence} is missing in the stream")
+                again = await self._log.last(self.origin)
+                if again is not None and again.stream_sequence >= sequence:
+                    raise self._reign.unjoinable(f"message {sequence} is missing in the stream")
+                await self._compare()  # it went back meanwhile
+                break
             self._count_found(frames.open_frame(stored.wire))
 
     def _count_found(self, found: frames.Frame) -> None:
@@ -369,6 +380,14 @@ class Publisher:
                 self.trouble = transient = error
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RETRY_LAST_S)
+
+
+def _ended() -> errors.Unreachable:
+    return errors.Unreachable(
+        "the publisher has ended; its frames are in the spool",
+        reason="publisher-ended",
+        hint="the next agent publishes them; the agent's log says why this one ended",
+    )
 
 
 def _forget(future: asyncio.Future[int]) -> None:

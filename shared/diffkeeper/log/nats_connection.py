@@ -8,15 +8,17 @@ next one. Whoever needs a subscription binds it to a ``Session`` and starts agai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import nats.aio.client
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from diffkeeper.domain import errors, limits
 
@@ -25,10 +27,12 @@ REQUEST_TIMEOUT_S = 5.0
 # A connection on which nothing comes back is given up after about three of these.
 PING_INTERVAL_S = 3
 _RETRY_S = 0.1
+_LOOK_S = 0.25
 # The client reads and parses so much at a time; with its own 32 KiB a frame of a megabyte takes as long to receive
 # as to decompress. It has no option for that, only a constant of its module.
 _READ_BYTES = 256 * 1024
 nats.aio.client.DEFAULT_BUFFER_SIZE = _READ_BYTES
+_T = TypeVar("_T")
 _JS_NO_STREAM = 10059
 _JS_UNAVAILABLE = (408, 503)
 # A stream needs as many brokers as it has replicas to be made, and one of them is away.
@@ -47,7 +51,36 @@ class Session:
         self._callbacks: set[Callable[[], None]] = set()
 
     async def prepare(self) -> None:
-        await self.client.subscribe(f"{self._inbox}.*", cb=self._hear)
+        await self.subscribe(f"{self._inbox}.*", self._hear)
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", *, reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """Hand a message to the client; raises nats.errors.Error."""
+        await self._until_lost(self.client.publish(subject, payload, reply=reply, headers=headers))
+
+    async def subscribe(
+        self, subject: str, heard: Callable[[Msg], Coroutine[Any, Any, None]]
+    ) -> Subscription:
+        return await self._until_lost(self.client.subscribe(subject, cb=heard))
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        await self._until_lost(subscription.unsubscribe())
+
+    async def _until_lost(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Nothing is waited for beyond the session's end: a client with much to send waits for a flush, and one whose
+        connection ends meanwhile never tells that it will not come (nats-py 2.16).
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as limit:
+                forget = self.on_lost(lambda: limit.reschedule(loop.time()))
+                try:
+                    return await work
+                finally:
+                    forget()
+        except TimeoutError:
+            raise nats.errors.ConnectionClosedError from None
 
     def expect(self) -> tuple[str, asyncio.Future[Msg]]:
         """A reply subject and what will come on it; raises TimedOut when the session is lost before."""
@@ -143,8 +176,8 @@ class NatsConnection:
             raise self.unreachable()
         reply, future = session.expect()
         try:
-            await session.client.publish(subject, payload, reply=reply, headers=headers)
             async with asyncio.timeout(timeout_s):
+                await session.publish(subject, payload, reply=reply, headers=headers)
                 msg = await future
         except TimeoutError:
             raise errors.TimedOut(
@@ -192,13 +225,13 @@ class NatsConnection:
                 await session.prepare()
                 self._session = session
                 self._arrived.set()
-                await session.lost.wait()
+                await _until_lost(session)
             except nats.errors.Error as error:
                 self._last_error = str(error)
             finally:
                 self._session = None
                 session.lose()
-                await session.client.close()
+                await _close(session.client)
 
     async def _connect(self) -> Session:
         while True:
@@ -211,10 +244,10 @@ class NatsConnection:
                 return session
             except (nats.errors.Error, OSError, TimeoutError) as error:
                 self._last_error = str(error) or self._last_error or type(error).__name__
-                await client.close()
+                await _close(client)
                 await asyncio.sleep(_RETRY_S)
             except BaseException:
-                await client.close()
+                await _close(client)
                 raise
 
     async def _dial(self, client: Client, ended: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -237,6 +270,22 @@ class NatsConnection:
 
     async def _heard_error(self, error: Exception) -> None:
         self._last_error = str(error) or type(error).__name__
+
+
+async def _until_lost(session: Session) -> None:
+    """Until the client says that it is closed, or is so without a word: it drains a connection that was reset before it
+    calls anybody, and the error of that ends its reading task (nats-py 2.16).
+    """
+    while not session.lost.is_set() and session.client.is_connected:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                await session.lost.wait()
+
+
+async def _close(client: Client) -> None:
+    # Whatever it says of a connection that is given up: the same draining lets the reset out here.
+    with contextlib.suppress(OSError, nats.errors.Error):
+        await client.close()
 
 
 def _async(function: Callable[[], None]) -> Callable[[], Coroutine[Any, Any, None]]:

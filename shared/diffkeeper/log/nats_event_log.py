@@ -136,22 +136,27 @@ class NatsEventLog:
                 return sorted(found, key=lambda origin: origin.stream)
 
     async def last(self, origin: volumes.Origin) -> event_log.Stored | None:
-        # Asked for by its number, so that a damaged last message is an error and not the one before it.
+        sequence = await self._end(origin)
+        while sequence > 0:
+            # Asked for by its number, so that a damaged last message is an error and not the one before it.
+            stored = await self.get(origin, sequence)
+            if stored is not None:
+                return stored
+            # A broker that is killed between the two answers comes back without what it had not acknowledged.
+            before, sequence = sequence, await self._end(origin)
+            if sequence >= before:
+                raise event_log.stream_gap(origin, before, None)
+        return None
+
+    async def _end(self, origin: volumes.Origin) -> int:
         info = await self._connection.api(f"{self._api}.STREAM.INFO.{origin.stream}")
-        sequence = int(info["state"]["last_seq"])
-        if sequence == 0:
-            return None
-        stored = await self.get(origin, sequence)
-        if stored is None:
-            raise event_log.stream_gap(origin, sequence, None)
-        return stored
+        return int(info["state"]["last_seq"])
 
     async def get(self, origin: volumes.Origin, stream_sequence: int) -> event_log.Stored | None:
         stored = await nats_reader.get(self._connection, self.site, origin, stream_sequence)
         if stored is not None:
             return stored
-        info = await self._connection.api(f"{self._api}.STREAM.INFO.{origin.stream}")
-        if not 0 < stream_sequence <= int(info["state"]["last_seq"]):
+        if not 0 < stream_sequence <= await self._end(origin):
             return None
         return await nats_reader.get_elsewhere(
             self._connection, self._holders(origin), origin, stream_sequence
@@ -216,7 +221,7 @@ class NatsEventLog:
             return
         reply = append.await_reply(session)
         try:
-            await session.client.publish(
+            await session.publish(
                 append.origin.subject, append.frame.wire, reply=reply, headers=append.headers()
             )
         except nats.errors.MaxPayloadError as error:
@@ -239,7 +244,7 @@ class NatsEventLog:
         if session is None:
             raise self._connection.unreachable()
         try:
-            await session.client.publish(origin.confirm_subject, confirmations.encode(confirmation))
+            await session.publish(origin.confirm_subject, confirmations.encode(confirmation))
         except nats.errors.Error as error:
             raise self._connection.unreachable() from error
 

@@ -87,13 +87,13 @@ async def subscribe(connection: nats_connection.NatsConnection, subject: str) ->
         inbox = _Inbox(session)
         forget = session.on_lost(inbox.end)
         try:
-            subscription = await session.client.subscribe(subject, cb=inbox.put)
+            subscription = await session.subscribe(subject, inbox.put)
             try:
                 while True:
                     yield (await inbox.take(None)).data
             finally:
                 if not session.lost.is_set():
-                    await subscription.unsubscribe()
+                    await session.unsubscribe(subscription)
         except (_Again, nats.errors.Error):
             await asyncio.sleep(0)
         finally:
@@ -206,7 +206,7 @@ class Reader:
         subject = session.client.new_inbox()
         name = f"dk-{secrets.token_hex(8)}"
         stream, api = self._origin.stream, nats_streams.api_prefix(self._source)
-        subscription = await session.client.subscribe(subject, cb=inbox.put)
+        subscription = await session.subscribe(subject, inbox.put)
         chooser = asyncio.create_task(self._choose_source(inbox), name=f"read-source-{stream}")
         try:
             await self._connection.api(
@@ -220,9 +220,9 @@ class Reader:
             chooser.cancel()
             forget()
             if self._connection.current is session:
-                await subscription.unsubscribe()
+                await session.unsubscribe(subscription)
                 # Not waited for: a consumer without its reader ends by itself after a while.
-                await session.client.publish(f"{api}.CONSUMER.DELETE.{stream}.{name}")
+                await session.publish(f"{api}.CONSUMER.DELETE.{stream}.{name}")
 
     async def _choose_source(self, inbox: _Inbox) -> None:
         """End the inbox when messages are better read elsewhere."""
@@ -324,7 +324,7 @@ async def _answer_control(session: nats_connection.Session, msg: Msg, delivered:
     assert msg.headers is not None, "only messages with a status come here"
     answer = msg.reply or msg.headers.get("Nats-Consumer-Stalled")
     if answer:
-        await session.client.publish(answer)
+        await session.publish(answer)
     last = msg.headers.get("Nats-Last-Consumer")
     if last is not None and last.isdigit() and int(last) != delivered:
         raise _Again
