@@ -105,7 +105,7 @@ def test_what_must_not_be_done_is_refused_with_its_exit_code_and_changes_nothing
             6,
             "path-not-directory",
         ),
-        ((*run, "east", "--mode", "shared", "--", "true"), 6, "shared-not-available"),
+        ((*run, "east", "--mode", "shared", "--", "true"), 6, "mode-differs"),
         ((*run, "east", "--", "/no/such/program"), 5, "no-program"),
         (("failover", "notes", "--to", "east", "--yes"), 6, "already-leads"),
         (("failover", "notes", "--to", "north", "--yes"), 5, "unknown-site"),

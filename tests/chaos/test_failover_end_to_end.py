@@ -199,7 +199,7 @@ async def test_what_cannot_be_done_is_refused_with_its_reason_and_changes_nothin
         ("more", {"site": "east", "path": str(data / "file")}, "path-not-directory"),
         ("more", {"site": "east", "path": str(deployment.base)}, "path-overlaps"),
         ("more", {"site": "east", "path": str(deployment.dir)}, "path-overlaps"),
-        ("more", {"site": "east", "path": str(data), "mode": "shared"}, "shared-not-available"),
+        ("more", {"site": "east", "path": str(data), "mode": "shared"}, "path-captured"),
         ("No!", {"site": "east", "path": str(data)}, "bad-name"),
     ]
     for volume, body, reason in wishes:

@@ -115,10 +115,10 @@ def test_bad_volume_name_is_refused() -> None:
     assert refusal(admissions.check_request, replace(ASKED, volume="Orders!"), SITES).reason == "bad-name"
 
 
-def test_shared_volumes_are_refused_in_this_version() -> None:
-    error = refusal(admissions.check_request, replace(ASKED, mode="shared"), SITES)
-    assert error.reason == "shared-not-available"
-    assert "not available in this version" in error.message
+def test_names_of_the_directories_of_shared_volumes_are_kept_for_them() -> None:
+    error = refusal(admissions.check_request, replace(ASKED, volume="orders--east"), SITES)
+    assert error.reason == "reserved-name"
+    admissions.check_request(replace(ASKED, volume="orders--east", mode="shared"), SITES)
 
 
 def test_missing_path_and_file_are_refused() -> None:

@@ -42,11 +42,11 @@ class Holder:
 def check_request(asked: Asked, sites: list[str]) -> None:
     volumes.check_name("volume", asked.volume)
     check_site(asked.site, sites)
-    if asked.mode != volumes.Mode.EXCLUSIVE.value:
+    if (asked.mode == volumes.Mode.SHARED.value) != volumes.is_member(asked.volume):
         raise errors.Refused(
-            "shared volumes are not available in this version",
-            reason="shared-not-available",
-            hint="use --mode exclusive: one writer, which can move between sites",
+            f"{asked.volume!r} is kept for the directory of a shared volume at one site",
+            reason="reserved-name",
+            hint=f"use a name without {volumes.MEMBER_MARK!r}",
         )
 
 

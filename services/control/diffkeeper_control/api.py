@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from diffkeeper import __version__, http
-from diffkeeper.domain import errors, stop_signals
+from diffkeeper.domain import errors, stop_signals, volumes
 from diffkeeper_control import (
     admissions,
     door_orders,
@@ -204,7 +204,11 @@ class Api:
         wish = Wish(
             name, body.site, body.path, body.durability, body.policy, body.mode, body.probe, command, door
         )
-        ready = await self._service.lifecycle.begin(wish)
+        if body.mode == volumes.Mode.SHARED.value:
+            name, ready = await self._service.shared.begin(wish)
+        else:
+            self._service.shared.check_not_shared(name)
+            ready = await self._service.lifecycle.begin(wish)
         return {"volume": await self._service.volume_now(name), **ready}
 
     async def release(self, request: web.Request) -> web.Response:

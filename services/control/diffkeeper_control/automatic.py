@@ -31,6 +31,8 @@ class Others:
 
 def why_never(volume: registry.Volume) -> str:
     """Why this volume is never moved by itself; empty when it may be."""
+    if volume.mode == volumes.Mode.SHARED.value:
+        return "each site of a shared volume keeps its own directory"
     if volume.level is not receipts.Level.REMOTE:
         return f"at durability {volume.durability} acknowledged writes could be lost"
     if volume.policy != volumes.UnmetPolicy.BLOCK.value:

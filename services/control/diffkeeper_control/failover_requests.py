@@ -99,6 +99,13 @@ def bound_loss(
 def accept(volume: registry.Volume, asked: Asked, seen: Seen, epoch: int) -> failover.Plan:
     """The plan, or a refusal (``errors.Refused``, ``errors.NotFound``) that says why not."""
     admissions.check_site(asked.to, seen.sites)
+    if volume.mode == volumes.Mode.SHARED.value:
+        raise errors.Refused(
+            f"{volume.name} is the directory of a shared volume at {volume.leader}; it stays there",
+            reason="shared-volume",
+            hint="every site writes a shared volume: run the program at another site with --mode shared",
+            site=volume.leader,
+        )
     if volume.operation is not None:
         raise errors.Refused(
             f"volume {volume.name} is being moved already, by operation {volume.operation}",

@@ -100,6 +100,7 @@ async def _serve(scope: Scope, layout: Layout, wanted: Wanted) -> None:
         storage = StorageNodes(layout, note, embedded.secret, embedded.token, session)
         api = Api(service).app(embedded.token)
         storage_api.add_routes(api, storage)
+        service.shared.add_routes(api)
         async with http.serve(api, HOST, _usable_port(note)) as port:
             _note_control(layout, note, port)
             fresh = not any(site.processes for site in note.sites.values())
@@ -116,6 +117,7 @@ async def _serve(scope: Scope, layout: Layout, wanted: Wanted) -> None:
                 scope.spawn("watch leases", service.watchman.run()),
                 scope.spawn("care for brokers", service.node_care.run()),
                 scope.spawn("drills", service.drills.run()),
+                scope.spawn("shared volumes", service.shared.run()),
             ]
             scope.ready(dir=str(layout.dir), address=settings.address(port), sites=",".join(note.sites))
             await _until_stop(scope, service)

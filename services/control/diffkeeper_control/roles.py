@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffkeeper.domain import volumes
 from diffkeeper_control import registry
 
 
@@ -21,7 +22,8 @@ def wanted(volume: registry.Volume, site: str) -> dict[str, Any]:
         taken = {"epoch": reclaim.epoch, "tail": reclaim.tail, "tree_state": reclaim.tree_state}
     return {
         "role": "lead" if leads else "follow",
-        "mode": volume.mode,
+        # A member of a shared volume has one writer, like any: the site whose directory it is.
+        "mode": volumes.Mode.EXCLUSIVE.value,
         "epoch": volume.epoch,
         "leader": volume.leader,
         "chain": [

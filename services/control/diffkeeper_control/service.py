@@ -41,6 +41,7 @@ from diffkeeper_control.node_care import NodeCare
 from diffkeeper_control.operations import Operation, OperationStore
 from diffkeeper_control.program_stops import ProgramStops
 from diffkeeper_control.reconciler import Reconciler
+from diffkeeper_control.shared_volumes import SharedVolumes
 from diffkeeper_control.verification import Verifier
 from diffkeeper_control.views import Views
 from diffkeeper_control.watchman import Watchman
@@ -73,6 +74,7 @@ class ControlService:
         self.reconciler = Reconciler(
             embedded, self.registry, self.monitor, self.hands, self.lifecycle, self.doors
         )
+        self.shared = SharedVolumes(embedded, self.registry, self.monitor, self.lifecycle)
         self.branch_merges = BranchMerges(embedded, self.registry, self.lifecycle)
         self.verifier = Verifier(embedded, self.registry, self.monitor)
         self.log_reader = LogReader(embedded, self.registry, self.monitor)

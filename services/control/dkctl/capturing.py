@@ -53,7 +53,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         type=click.Choice(["exclusive", "shared"]),
         default="exclusive",
         show_default=True,
-        help="One writer, or many.",
+        help="One writer, or one at each site, whose directories are merged.",
     ),
     click.option(
         "--probe",

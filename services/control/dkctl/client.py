@@ -95,6 +95,22 @@ class Control:
         finally:
             connection.close()
 
+    def shared(self, volume: str) -> dict[str, Any]:
+        return self._call("GET", _shared_path(volume))
+
+    def conflicts(self, volume: str, site: str | None) -> dict[str, Any]:
+        query = f"?{urlencode({'site': site})}" if site else ""
+        return self._call("GET", _shared_path(volume, "conflicts") + query, None, 60)
+
+    def resolve(self, volume: str, conflict: str, choice: str, site: str | None) -> dict[str, Any]:
+        query = f"?{urlencode({'site': site})}" if site else ""
+        path = _shared_path(volume, f"conflicts/{quote(conflict, safe='')}") + query
+        return self._call("POST", path, {"choice": choice}, 60)
+
+    def blame(self, volume: str, path: bytes, site: str | None) -> dict[str, Any]:
+        query = {"path_b64": base64.b64encode(path).decode()} | ({"site": site} if site else {})
+        return self._call("GET", _shared_path(volume, "blame") + f"?{urlencode(query)}", None, 60)
+
     def stop_program(self, volume: str) -> dict[str, Any]:
         return self._call("POST", _volume_path(volume, "stop-program"), {}, 60)
 
@@ -231,6 +247,10 @@ class Control:
 
 def _volume_path(volume: str, action: str = "") -> str:
     return f"/v1/volumes/{quote(volume, safe='')}" + (f"/{action}" if action else "")
+
+
+def _shared_path(volume: str, action: str = "") -> str:
+    return f"/v1/shared/{quote(volume, safe='')}" + (f"/{action}" if action else "")
 
 
 def _branch_path(volume: str, name: str, action: str = "") -> str:

@@ -28,6 +28,8 @@ COMMANDS = {
     "attach": "attach:attach",
     "detach": "detach:detach",
     "status": "status:status",
+    "conflicts": "conflicts:conflicts",
+    "blame": "blame:blame",
     "log": "log:log",
     "history": "history:history",
     "diff": "diff:diff",

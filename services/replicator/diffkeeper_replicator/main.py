@@ -14,6 +14,8 @@ from diffkeeper.log import event_log, nats_event_log
 from diffkeeper_replicator import clones, gauges, healing_log, orphan_api, replicator_api
 from diffkeeper_replicator.history_main import HistorySettings
 from diffkeeper_replicator.history_process import HistoryProcess
+from diffkeeper_replicator.merging_process import MergingProcess
+from diffkeeper_replicator.merging_service.merging_main import MergingSettings
 from diffkeeper_replicator.replicator import Replicator
 from diffkeeper_replicator.settings import ReplicatorSettings
 from diffkeeper_replicator.undo_log import Bounds
@@ -25,6 +27,8 @@ _SWITCH_INTERVAL_S = 0.001
 _HEAP_KEPT_BYTES = 48 * 1024 * 1024
 # So many new objects are looked through for cycles at once; Python's default of 700 does it with every few frames.
 _YOUNG_OBJECTS = 20_000
+# Below the directory of the journals; no volume can have this name.
+SHARED = "_shared"
 
 
 def main() -> None:
@@ -72,6 +76,17 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
         replicator.journal_bytes,
         replicator.trim_journal,
     )
+    merging = MergingProcess(
+        MergingSettings(
+            site=wanted.site,
+            dir=str(Path(wanted.dir) / SHARED),
+            token=token,
+            servers=wanted.servers,
+            broker_secret=settings.read_token(Path(wanted.broker_secret_file)),
+            sites=wanted.sites,
+            repair=wanted.repair,
+        )
+    )
     try:
         await replicator.resume()
         # What stands now stays; and what comes are frames, which are never part of a cycle.
@@ -82,6 +97,8 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
         orphan_api.add_routes(app, replicator)
         history.add_routes(app)
         scope.spawn("history", history.run())
+        merging.add_routes(app)
+        scope.spawn("merging", merging.run())
         clones.add_routes(app, replicator)
         measured = metrics.Metrics()
         gauges.register(measured, replicator)
@@ -90,6 +107,7 @@ async def serve(scope: service.Scope, wanted: ReplicatorSettings) -> None:
             scope.ready(site=wanted.site, port=port)
             await scope.stopping.wait()
     finally:
+        await merging.close()
         await history.close()
         await replicator.close()
         await log.close()

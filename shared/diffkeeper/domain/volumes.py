@@ -46,6 +46,24 @@ class Origin:
         return f"dk.{self.volume}.{self.site}.confirm"
 
 
+# Between the name of a shared volume and the site whose directory a member captures.
+MEMBER_MARK = "--"
+
+
+def member(volume: str, site: str) -> str:
+    """The volume under which a site captures its own directory of a shared volume."""
+    return f"{volume}{MEMBER_MARK}{site}"
+
+
+def is_member(name: str) -> bool:
+    return MEMBER_MARK in name
+
+
+def shared_of(name: str) -> str:
+    """The shared volume a member belongs to."""
+    return name.partition(MEMBER_MARK)[0]
+
+
 def check_name(kind: str, name: str) -> str:
     """``name`` itself when it may name a volume or a site; raises Refused otherwise."""
     if _NAME.fullmatch(name) is None:

@@ -41,6 +41,10 @@ def attach(
         verdict,
         state,
         names=[f"volume/{volume}"],
-        hints=[f"dkctl status {volume}", f"dkctl sync {volume}", f"dkctl detach {volume}"],
+        hints=[
+            f"dkctl status {state['volume']}",
+            f"dkctl sync {state['volume']}",
+            f"dkctl detach {state['volume']}",
+        ],
     )
     return output.show(answer, form)

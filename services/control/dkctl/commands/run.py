@@ -116,7 +116,7 @@ def run(
         _flush()
         returncode = child.run([*ready["wrapper"], *ready["argv"]], ready["env"])
     finally:
-        release(control, volume, site, returncode)
+        release(control, ready["volume"]["volume"], site, returncode)
     return child.end_like(returncode)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from dkctl import client, exits, health, options, output
+from diffkeeper.domain import errors
+from dkctl import client, exits, health, options, output, shared_status
 from dkctl.output import Column
 
 SITE_COLUMNS = [
@@ -99,7 +100,13 @@ def status(volume: str | None, watch: bool, interval: float, directory: Path, fo
 def look(control: client.Control, volume: str | None) -> output.Answer:
     if volume is None:
         return of_deployment(control.status())
-    return of_volume(control.volume(volume))
+    try:
+        return of_volume(control.volume(volume))
+    except errors.NotFound as error:
+        try:
+            return shared_status.of_shared(control.shared(volume))
+        except errors.NotFound:
+            raise error from None
 
 
 def of_deployment(status: dict[str, Any]) -> output.Answer:

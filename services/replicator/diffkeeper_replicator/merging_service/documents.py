@@ -1,0 +1,56 @@
+"""Which merger a file of a shared volume has, and what an update must be before a merger sees it."""
+
+from __future__ import annotations
+
+from diffkeeper.domain import clocks, errors
+from diffkeeper_replicator.merging import causal, merger, rules, strategies, wire
+
+# The document of a file's first content is made as if by this site, so that it is the same wherever the same
+# content is seen first.
+NOBODY = "-"
+NOBODYS_STAMP = 1
+# Between a site's name and what tells apart the files it displaced: each is a writer of its own.
+BRANCH = "~"
+
+_RULES = rules.Rules()
+
+
+def choose(path: bytes, content: bytes) -> merger.Merger:
+    """The merger for a file that is new to the volume."""
+    shown = path.decode("utf-8", "surrogateescape")
+    return strategies.strategy(_RULES.choose(shown, len(content), lambda: content).strategy)
+
+
+def named(name: str) -> merger.Merger:
+    """The merger an edit names; Transient where this version lacks it: the rest of that log waits."""
+    try:
+        return strategies.strategy(name)
+    except errors.Misconfigured as error:
+        raise errors.Transient(
+            f"this version has no merger {name!r}; the log of the site that used it waits",
+            reason="unknown-merger",
+            hint="upgrade this replicator, or install the plug-in at every site",
+        ) from error
+
+
+def check_writer(document: merger.Document, update: bytes, site: str, stamp: clocks.Stamp) -> None:
+    """Raises Corrupt for an update in the log of ``site`` that speaks for another, or from after its own record."""
+    if not isinstance(document, causal.CausalDocument):
+        return
+    message = wire.unpack(update)
+    wire.expect(
+        isinstance(message, tuple) and len(message) == 7 and message[2] == "u", "no update of one site"
+    )
+    writer, written = message[3], message[4]
+    wire.expect(isinstance(writer, str) and isinstance(written, int), "origin")
+    if writer == NOBODY:
+        wire.expect(written == NOBODYS_STAMP and not message[5], "a first content that is not the first")
+        return
+    if writer.partition(BRANCH)[0] != site:
+        raise errors.Corrupt(
+            f"the log of {site} holds an edit in the name of {writer}; nothing from there on was taken",
+            reason="forged-site",
+            hint=f"look at the replicator of {site}",
+            site=site,
+        )
+    wire.expect(written <= stamp, "an edit from after its own record")

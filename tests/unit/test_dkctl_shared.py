@@ -1,0 +1,130 @@
+"""dkctl's commands of shared volumes: what is asked, what is shown, which exit code."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support import control_server
+from tests.support.control_server import ControlServer
+
+from dkctl import main
+
+S = "/v1/shared/desk"
+CONFLICT = "3f2a" + "00" * 14
+
+
+@pytest.fixture
+def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlServer]:
+    with control_server.serve(tmp_path / "deployment") as server:
+        monkeypatch.setenv("DIFFKEEPER_DIR", str(server.directory))
+        yield server
+
+
+def part(site: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "site": site,
+        "state": "merging",
+        "files": 3,
+        "records": 7,
+        "taken": {"west": 5},
+        "waiting": 0,
+        "unpublished": 0,
+        "member": f"desk--{site}",
+        "path": "/srv/desk",
+        "troubles": [],
+        "left_out": [],
+    } | changes
+
+
+def conflict(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": CONFLICT,
+        "path": "data.bin",
+        "kind": "opaque",
+        "automatic": False,
+        "site": "west",
+        "at_us": 1_700_000_000_000_000,
+        "ours_b64": base64.b64encode(b"east\x1b[2J").decode(),
+        "theirs_b64": base64.b64encode(b"west").decode(),
+        "resolved": None,
+    } | changes
+
+
+def test_status_of_a_shared_volume_shows_each_site(
+    control: ControlServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.answers[f"GET {S}"] = {"volume": "desk", "mode": "shared", "sites": [part("east"), part("west")]}
+    assert main.invoke(["status", "desk"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("All is well: desk is shared by east, west.\n")
+    assert "desk--west" in out and "west 5" in out
+
+
+def test_status_of_a_shared_volume_says_what_is_held_up_and_left_out(
+    control: ControlServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = part("east", state="held-up", troubles=[{"log": "west", "message": "its log is damaged"}])
+    left = part("west", left_out=[{"path": "out", "why": "it is a link that leads out of the volume"}])
+    control.answers[f"GET {S}"] = {"volume": "desk", "mode": "shared", "sites": [held, left]}
+    assert main.invoke(["status", "desk"]) == 1
+    verdict = capsys.readouterr().out.splitlines()[0]
+    assert "its log is damaged" in verdict and "west leaves out out" in verdict
+
+
+def test_status_of_an_unknown_volume_is_still_not_found(
+    control: ControlServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.invoke(["status", "desk"]) == 5
+    assert "/v1/volumes/desk" in capsys.readouterr().err
+
+
+def test_conflicts_that_wait_ask_for_attention_and_print_no_control_characters(
+    control: ControlServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merged = conflict(id="aa" * 16, path="notes.txt", automatic=True, resolved="merged")
+    control.answers[f"GET {S}/conflicts"] = {
+        "volume": "desk",
+        "site": "east",
+        "conflicts": [conflict(), merged],
+    }
+    assert main.invoke(["conflicts", "desk", "-o", "wide"]) == 1
+    out = capsys.readouterr().out
+    assert "data.bin" in out and "notes.txt" not in out and "\x1b" not in out
+    assert main.invoke(["conflicts", "desk", "--all"]) == 1
+    assert "notes.txt" in capsys.readouterr().out
+
+
+def test_a_conflict_is_decided_by_the_beginning_of_its_name(control: ControlServer) -> None:
+    control.answers[f"GET {S}/conflicts"] = {"volume": "desk", "site": "east", "conflicts": [conflict()]}
+    control.answers[f"POST {S}/conflicts/{CONFLICT}"] = {
+        "id": CONFLICT,
+        "choice": "theirs",
+        "path": "data.bin",
+    }
+    assert main.invoke(["conflicts", "desk", "--resolve", "3f2a", "--keep", "theirs"]) == 0
+    assert control.bodies(f"POST {S}/conflicts/{CONFLICT}") == [{"choice": "theirs"}]
+
+
+def test_a_decision_needs_both_its_options(control: ControlServer) -> None:
+    assert main.invoke(["conflicts", "desk", "--resolve", "3f2a"]) == 2
+    assert control.asked == []
+
+
+def test_blame_shows_who_wrote_each_line(control: ControlServer, capsys: pytest.CaptureFixture[str]) -> None:
+    control.answers[f"GET {S}/blame"] = {
+        "volume": "desk",
+        "site": "east",
+        "path": "notes.txt",
+        "merger": "text",
+        "lines": [
+            {"where": "1", "site": "east", "at_us": None},
+            {"where": "2", "site": "west", "at_us": 1_700_000_000_000_000},
+        ],
+    }
+    assert main.invoke(["blame", "desk", "notes.txt"]) == 0
+    out = capsys.readouterr().out
+    assert "merged as text" in out and "at first" in out and "2023-11-14" in out
