@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 import structlog
 
+from diffkeeper.domain import errors
 from diffkeeper_control.embedded import Embedded
 from diffkeeper_control.processes import ProcessId
 
@@ -51,25 +53,45 @@ class DisabledBrokers:
             elif self._full.get((site, role), identity) != identity:
                 del self._full[site, role]  # another process by now
             if (site, role) in self._full and self._room_bytes(site, role) >= ROOM_BYTES:
-                _log.warning("a broker whose disk was full is started again", site=site, child=role)
-                await self._embedded.restart_broker(site, role)
-                del self._full[site, role]
+                await self._restart(site, role)
+
+    async def _restart(self, site: str, role: str) -> None:
+        _log.warning("a broker whose disk was full is started again", site=site, child=role)
+        try:
+            await self._embedded.restart_broker(site, role)
+        except (errors.DiffKeeperError, OSError) as error:
+            _log.warning("it could not be started; tried again", site=site, child=role, error=str(error))
+        else:
+            del self._full[site, role]
 
     def _had_no_room(self, site: str, role: str, pid: int) -> bool:
         """Whether this process has said so since the last look; each of its lines begins with its number."""
-        try:
-            with self._embedded.server_config(site, role).log_path.open("rb") as file:
-                end = os.fstat(file.fileno()).st_size
-                file.seek(max(self._read.get((site, role), 0), end - LOG_BYTES))
-                lines = file.read(end - file.tell()).splitlines()
-        except FileNotFoundError:
+        found = new_lines(self._embedded.server_config(site, role).log_path, self._read.get((site, role), 0))
+        if found is None:
             return False
-        self._read[site, role] = end
+        lines, self._read[site, role] = found
         return said_no_room(lines, pid)
 
     def _room_bytes(self, site: str, role: str) -> int:
-        disk = os.statvfs(self._embedded.server_config(site, role).dir)
+        try:
+            disk = os.statvfs(self._embedded.server_config(site, role).dir)
+        except OSError:
+            return 0
         return disk.f_bavail * disk.f_frsize
+
+
+def new_lines(path: Path, after: int) -> tuple[list[bytes], int] | None:
+    """What a log has had since it was ``after`` bytes long, and how long it is now; None when it cannot be read.
+
+    A disk that does not answer is its broker's trouble, and told there: control lives on.
+    """
+    try:
+        with path.open("rb") as file:
+            end = os.fstat(file.fileno()).st_size
+            file.seek(max(after, end - LOG_BYTES))
+            return file.read(max(0, end - file.tell())).splitlines(), end
+    except OSError:
+        return None
 
 
 def said_no_room(lines: list[bytes], pid: int) -> bool:
