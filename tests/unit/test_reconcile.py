@@ -95,8 +95,8 @@ def test_a_crash_during_reconcile_is_reconciled_too(steering: list[int], seed: i
 
 def _reconcile_and_die(
     root: Path, checkpoint: trees.TreeState, after: list[frames.Frame], calls: int
-) -> None:
-    """Run it in a child that is gone after so many system calls that change something."""
+) -> bool:
+    """Run it in a child that is gone after so many system calls that change something; whether it came to its end."""
     child = os.fork()
     if child == 0:
         left = calls
@@ -118,7 +118,47 @@ def _reconcile_and_die(
         reconcile(root, _copy(checkpoint), lambda: after)
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) in (0, 9)
+    ended = os.waitstatus_to_exitcode(status)
+    assert ended in (0, 9)
+    return ended == 0
+
+
+@pytest.mark.parametrize("wrong", [b"f", b"other"])
+def test_wherever_it_is_cut_off_a_file_of_two_names_in_a_moved_directory_is_found_again(
+    tmp_path: Path, wrong: bytes
+) -> None:
+    """The directory is put aside with one name of the file in it, and the file is put aside as well: whichever of the
+    two the next run meets first. With ``wrong`` the name in the directory is right or another than the one on disk.
+    """
+    base = [
+        *(Delta(Op.MKDIR, number, args=(ROOT_ID, b"d%d" % number, 0o755, 0, 0)) for number in range(2, 8)),
+        *(Delta(Op.CREATE, 10 + number, args=(number, wrong, 0o644, 0, 0)) for number in range(2, 8)),
+        *(write(10 + number, 0, b"%d" % number) for number in range(2, 8)),
+        *(Delta(Op.LINK, 10 + number, args=(ROOT_ID, b"l%d" % number)) for number in range(2, 8)),
+    ]
+    moves = [
+        *(Delta(Op.RENAME, n, args=(ROOT_ID, b"d%d" % n, ROOT_ID, b"m%d" % n, False)) for n in range(2, 8)),
+        *(
+            Delta(Op.RENAME, 10 + n, args=(n, wrong, n, b"f", False))
+            for n in range(2, 8)
+            if wrong != b"f"
+        ),
+    ]
+    calls, ended = 0, False
+    while not ended:
+        root = tmp_path / f"cut-off-after-{calls}"
+        root.mkdir()
+        state = verify.replay("orders", _sealed(base, 100), root)
+        frame = FrameChain(tip=frames.Tip(state.position, state.frame_hash)).frame(moves)
+        ended = _reconcile_and_die(root, state, [frame], calls)
+        reconcile(root, _copy(state), lambda frame=frame: [frame])  # type: ignore[misc]
+        assert sorted(os.listdir(root)) == sorted(f"{kind}{n}" for kind in "lm" for n in range(2, 8))
+        for number in range(2, 8):
+            assert os.listdir(root / f"m{number}") == ["f"]
+            assert (root / f"m{number}" / "f").read_bytes() == b"%d" % number
+            assert (root / f"l{number}").samefile(root / f"m{number}" / "f")
+        calls += 1
+    assert calls > 20, "it was cut off in the middle"
 
 
 def _swapped(root: Path) -> tuple[trees.TreeState, list[Delta]]:

@@ -95,6 +95,7 @@ class Layout:
         """Lay every name. Raises Corrupt, with nothing changed, when a file that must be there is not."""
         try:
             self._check_all_there()
+            self._take_aside()
             self._walk(self._aside_fd, None)
             self._walk(self._root_fd, ROOT_ID)
             self._lay()
@@ -178,6 +179,15 @@ class Layout:
 
     # -- putting aside ---------------------------------------------------------------------------------------
 
+    def _take_aside(self) -> None:
+        """What an earlier run that was cut off has put aside, before anything is walked: a directory that stands there
+        may hold one more name of a file that stands there too, and a rename of a file onto itself does nothing.
+        """
+        for name in _names(self._aside_fd):
+            file_id = self._known(os.stat(name, dir_fd=self._aside_fd, follow_symlinks=False))
+            if file_id is not None and name == str(file_id).encode():
+                self._aside.add(file_id)
+
     def _walk(self, top_fd: int, top_id: int | None) -> None:
         """All below, deepest first: keep what stands right, put known ids aside, remove the rest."""
         stack = [_Walk(os.dup(top_fd), top_id, b"", _names(top_fd))]
@@ -221,6 +231,8 @@ class Layout:
                 (os.rmdir if is_dir else os.unlink)(name, dir_fd=walk.fd)
             return
         number = str(file_id).encode()
+        if name == number and os.fstat(walk.fd).st_ino == self._aside_inode:
+            return
         if walk.file_id is not None and self._tree.child(walk.file_id, name) == file_id:
             self._right.add((walk.file_id, name))
             if len(self._tree.nodes[file_id].entries) > 1 and file_id not in self._aside:
