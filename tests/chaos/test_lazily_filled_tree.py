@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 from tests.support.lazy_rigs import Content, LazyRig, await_that, made_content
 
-from diffkeeper.lazy import places, sources, trees
+from diffkeeper.domain import errors
+from diffkeeper.lazy import going_on, holders, places, sources, trees
 
 pytestmark = [pytest.mark.disaster]
 
@@ -178,8 +179,70 @@ def test_both_killed_at_once_are_gone_on_with(rig: LazyRig) -> None:
     rig.end_both()
     where = sources.Address("orders", "1.1", rig.served.address, "")
     rig.content.slow.clear()
-    assert trees.resume(rig.target, where)
-    assert not trees.resume(rig.target, where), "one works already"
+    assert going_on.resume(rig.target, where)
+    assert not going_on.resume(rig.target, where), "one works already"
+    whole(rig)
+
+
+@pytest.mark.skipif(holders.why_not() is not None, reason=f"nothing can hold here: {holders.why_not()}")
+def test_no_program_reads_what_is_not_filled_when_all_are_killed_at_once(
+    rig: LazyRig, tmp_path: Path, seed: int
+) -> None:
+    """Programs wait until the same command is given again; what they had open is right, too."""
+    rig.content.delay_s = 0.002
+    go_slowly(rig)
+    truth = tmp_path / "truth"
+    truth.write_bytes(rig.content.files[BIG])
+    rig.make()
+    chance = random.Random(seed)
+    argv = [sys.executable, "-c", READER, str(rig.target / os.fsdecode(BIG)), str(truth)]
+    readers = [
+        subprocess.Popen([*argv, str(seed + nth), "250"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for nth in range(2)
+    ]
+    late: list[bytes] = []
+    try:
+        for _ in range(3):
+            time.sleep(chance.uniform(0.02, 0.3))
+            rig.end_all()
+            assert [one for one in holders.of(rig.folder) if not holders.is_well(one)], (
+                "it was killed, and holds"
+            )
+            opener = threading.Thread(target=lambda: late.append((rig.target / "data/odd").read_bytes()))
+            opener.start()
+            time.sleep(chance.uniform(0.05, 0.2))
+            assert going_on.resume(rig.target)
+            opener.join(PATIENCE_S)
+            await_that(lambda: all(map(holders.is_well, holders.of(rig.folder))), PATIENCE_S, "a new holder")
+        for reader in readers:
+            out, err = reader.communicate(timeout=PATIENCE_S)
+            assert reader.returncode == 0, err.decode()
+            print(f"refused {out.decode().strip()} of 250")
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.communicate()
+    assert late == [rig.content.files[b"data/odd"]] * 3
+    rig.content.slow.clear()
+    whole(rig)
+    assert rig.pids("holder") == []
+
+
+def test_where_nothing_can_hold_a_tree_that_was_left_open_is_not_gone_on_with(rig: LazyRig) -> None:
+    go_slowly(rig)
+    rig.make()
+    (rig.target / "mine").write_bytes(b"made meanwhile")
+    rig.end_both()
+    holders.release_all(rig.folder)  # as if there had been none
+    with pytest.raises(errors.Refused, match="may have read zeros"):
+        going_on.resume(rig.target)
+    aside = rig.target.with_name("aside")
+    with (rig.target / "mine").open(), pytest.raises(errors.Refused, match="may have read zeros"):
+        going_on.give_up(rig.target, aside)
+    assert going_on.give_up(rig.target, aside)
+    assert (aside / "mine").read_bytes() == b"made meanwhile"
+    rig.content.slow.clear()
+    rig.make()
     whole(rig)
 
 
@@ -238,7 +301,7 @@ def test_the_target_is_closed_when_the_mount_is_gone(rig: LazyRig) -> None:
         (rig.target / "initialised").touch()
         pytest.skip("this file system cannot close a directory for root")
     rig.content.slow.clear()
-    assert trees.resume(rig.target)
+    assert going_on.resume(rig.target)
     whole(rig)
 
 

@@ -21,6 +21,12 @@ from diffkeeper.domain import errors
 from diffkeeper.lazy import places, plans, sources, trees
 
 TOKEN = "the token"
+# What the command line of each process of a tree has.
+_WORDS = {
+    "worker": b"diffkeeper.lazy.worker",
+    "keeper": b"diffkeeper.lazy.keeper",
+    "holder": b"/holder_process.py",
+}
 
 
 class Content:
@@ -127,7 +133,7 @@ class LazyRig:
         trees.make(self.target, self.content.stream(), where, note)
 
     def pids(self, module: str) -> list[int]:
-        """Of the worker or the keeper of this tree."""
+        """Of the worker, the keeper or the holder of this tree."""
         found = []
         for name in os.listdir("/proc"):
             if name.isdigit():
@@ -135,10 +141,8 @@ class LazyRig:
                     arguments = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
                 except OSError:
                     continue
-                if (
-                    f"diffkeeper.lazy.{module}".encode() in arguments
-                    and os.fsencode(self.folder) in arguments
-                ):
+                named = any(word.endswith(_WORDS[module]) for word in arguments)
+                if named and os.fsencode(self.folder) in arguments:
                     found.append(int(name))
         return found
 
@@ -160,6 +164,12 @@ class LazyRig:
             20,
             "the end of the fillers",
         )
+
+    def end_all(self) -> None:
+        """As ``end_both``; and whoever holds the group is killed as far as it can be."""
+        self.kill("holder")
+        self.end_both()
+        self.kill("holder")
 
     def _is_unlocked(self) -> bool:
         with (self.folder / "lock").open() as lock:

@@ -4,6 +4,7 @@ and ``dkctl run --from`` share.
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from blake3 import blake3
 
 from diffkeeper.domain import errors
-from diffkeeper.lazy import sources, trees
+from diffkeeper.lazy import going_on, sources, trees
 from dkctl import client, output, when
 
 
@@ -27,10 +28,14 @@ class Lazily:
         self._control, self._deployment = control, deployment
         self.volume, self.target = volume, target
 
-    def goes_on(self, asked: dict[str, Any]) -> bool:
-        """Whether a tree of the same is here, its filler running now. Raises Refused for one of something else."""
+    def goes_on(self, asked: dict[str, Any], *, force: bool = False) -> bool:
+        """Whether a tree of the same is here, its filler running now. Raises Refused for one of something else, and
+        for one that was left open; with ``force`` that is moved aside, and a mount of the past is just begun anew.
+        """
         note = trees.begun(self.target)
         if note is None:
+            return False
+        if (force or note.temporary) and self._gave_up(None if note.temporary else self._aside()):
             return False
         if {key: note.asked.get(key) for key in asked} != asked:
             raise errors.Refused(
@@ -38,9 +43,19 @@ class Lazily:
                 reason="target-not-empty",
                 hint="name another directory, or wait until that is whole",
             )
-        if trees.resume(self.target):
+        if going_on.resume(self.target):
             output.say(f"going on with filling {self.target}")
         return trees.begun(self.target) is not None
+
+    def _aside(self) -> Path:
+        names = (self.target.with_name(f"{self.target.name}.left-open-{nth}") for nth in itertools.count(1))
+        return next(name for name in names if not name.exists())
+
+    def _gave_up(self, aside: Path | None) -> bool:
+        if not going_on.give_up(self.target, aside):
+            return False
+        output.say(f"{self.target} had been left open" + (f"; what was there is in {aside}" if aside else ""))
+        return True
 
     def status(self) -> dict[str, Any] | None:
         return trees.status(self.target)
@@ -75,6 +90,9 @@ class Lazily:
                 str(self.target), background, read_only, temporary, pin, asked | {"position": position}
             )
             made = trees.make(self.target, stream, where, note)
+        why_not_held = trees.why_not_held()
+        if why_not_held is not None:
+            output.say(f"nothing holds {self.target} if all that fills it is killed at once: {why_not_held}")
         took_ms = round((time.monotonic() - began) * 1000, 3)
         return head | {"left_out": made.left_out, "took_ms": took_ms}
 

@@ -22,7 +22,7 @@ import msgspec
 from diffkeeper import atomic_files
 from diffkeeper.directory_writer import DirectoryWriter
 from diffkeeper.domain import errors, moments
-from diffkeeper.lazy import places, sources, trees
+from diffkeeper.lazy import going_on, places, sources, trees
 from diffkeeper_replicator import lazy_content, state_changes
 from diffkeeper_replicator.states import State
 
@@ -41,6 +41,8 @@ class Branch(msgspec.Struct, frozen=True):
     # How its bytes came: copied, lazy; and why it was copied although it is large.
     how: str = "copied"
     why_not_lazy: str | None = None
+    # Why it is not filled any further.
+    trouble: str | None = None
 
 
 class Caller(NamedTuple):
@@ -72,13 +74,16 @@ class Branches:
             return self._create(name, point, state, caller)
 
     def resume(self, caller: Caller | None) -> None:
-        """Fillers that ended go on, and ask where the caller asked."""
+        """Fillers that ended go on, and ask where the caller asked. One that cannot is noted and disturbs no other."""
         if caller is None:
             return
         with self._lock:
             for branch in self.all():
-                if branch.whole and branch.how == "lazy":
-                    trees.resume(Path(branch.path), self._where(branch, caller))
+                if branch.whole and branch.how == "lazy" and branch.trouble is None:
+                    try:
+                        going_on.resume(Path(branch.path), self._where(branch, caller))
+                    except (errors.Refused, errors.Corrupt) as error:
+                        self._note(msgspec.structs.replace(branch, trouble=error.message))
 
     def _create(self, name: str, point: moments.Point, state: State, caller: Caller | None) -> dict[str, Any]:
         began = time.monotonic()

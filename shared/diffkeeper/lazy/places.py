@@ -16,6 +16,7 @@ import struct
 from pathlib import Path
 
 from diffkeeper.domain import errors
+from diffkeeper.lazy import holders
 
 _BIND, _REC, _REMOUNT, _RDONLY, _PRIVATE = 0x1000, 0x4000, 0x20, 0x1, 1 << 18
 _DETACH = 2
@@ -85,7 +86,21 @@ def discard(folder: Path, target: Path) -> None:
     _set_immutable(target, False)
     if (folder / _MADE).exists() and target.is_dir():
         target.rmdir()
+    remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """The hidden folder goes, with whoever holds its group."""
+    holders.release_all(folder)
     shutil.rmtree(folder)
+
+
+def put_aside(folder: Path, target: Path, aside: Path) -> None:
+    """As ``discard``, but what the tree holds stays under another name. The mount is away."""
+    _set_immutable(target, False)
+    os.rename(folder / "tree", aside)
+    target.rmdir()
+    remove(folder)
 
 
 def settle(tree: Path, target: Path) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,9 @@ from diffkeeper import atomic_files
 from diffkeeper.changes import Change
 from diffkeeper.directory_writer import DirectoryWriter
 from diffkeeper.domain import errors
-from diffkeeper.lazy import handles, keeper, places, plans, sources
+from diffkeeper.lazy import guards, handles, holders, keeper, places, plans, sources
 from diffkeeper.lazy.fanotify import Group, why_not
 from diffkeeper.lazy.filler import Filler
-from diffkeeper.lazy.inflight import Inflight
 from diffkeeper.lazy.marks import Marks, boot_id
 
 TREE = "tree"
@@ -60,6 +58,11 @@ def why_not_here(target: Path) -> str | None:
     return why_not(target.parent)
 
 
+def why_not_held() -> str | None:
+    """Why a tree cannot be held beyond the death of all its processes; None when it is."""
+    return holders.why_not()
+
+
 def read_note(folder: Path) -> Note:
     return msgspec.json.decode((folder / "note.json").read_bytes(), type=Note)
 
@@ -81,10 +84,10 @@ def make(target: Path, stream: Iterable[Change], where: sources.Address, note: N
     folder = places.folder_of(target)
     folder.mkdir(mode=0o700)
     try:
-        lock = _lock(folder)
+        lock = lock_of(folder)
         group = Group.make(read_only=note.read_only)
     except BaseException:
-        shutil.rmtree(folder)
+        places.remove(folder)
         raise
     try:
         return _make(folder, target, stream, where, note, group, lock)
@@ -108,6 +111,7 @@ def _make(
 ) -> Made:
     # Python takes longer to start than a tree to be made: the worker waits for ``kept``.
     keeper.start_worker(folder, group, lock)
+    holder = holders.start(folder, group) if holders.why_not() is None else None
     tree = folder / TREE
     tree.mkdir(mode=0o755)
     found: list[tuple[bytes, int, int, tuple[tuple[int, int], ...]]] = []
@@ -125,6 +129,13 @@ def _make(
     plans.write(folder / "plan", plan)
     sources.write(folder, where)
     atomic_files.write_bytes(folder / "note.json", msgspec.json.encode(note))
+    if holder is not None and not holders.wait(folder, holder):
+        raise errors.DiffKeeperError(
+            f"nothing could be made to hold {target}; nothing of it stays",
+            reason="not-held",
+            hint=_log_of(folder),
+        )
+    guards.note_shown(folder)
     try:
         places.show(tree, target, read_only=note.read_only)
     except OSError as error:
@@ -174,82 +185,16 @@ def _marked(
         os.close(fd)
 
 
-def resume(target: Path, where: sources.Address | None = None) -> bool:
-    """Go on with a tree whose filler is gone; False when it still works, or when there is nothing to go on with.
-
-    Raises Corrupt when it was never whole enough to be used: then it is gone, and can be made anew.
-    """
-    folder = places.folder_of(target)
-    try:
-        lock = _lock(folder)
-    except (FileNotFoundError, BlockingIOError):
-        return False
-    try:
-        if where is not None:
-            sources.write(folder, where)
-        if not (folder / TREE).exists():
-            shutil.rmtree(folder)  # it was whole, and had its place
-            return False
-        plan = _usable_plan(folder, target)
-        (folder / keeper.ENDED).unlink(missing_ok=True)
-        Inflight(folder).forget_all()
-        read_only = read_note(folder).read_only
-        group = Group.make(read_only=read_only)
-        try:
-            _mark_again(folder, plan, group)
-            places.show(folder / TREE, target, read_only=read_only)
-            keeper.start_worker(folder, group, lock)
-        finally:
-            group.close()
-        return True
-    finally:
-        os.close(lock)
-
-
-def _usable_plan(folder: Path, target: Path) -> plans.Plan:
-    try:
-        if (folder / "kept").exists():
-            return plans.read(folder / "plan")
-    except FileNotFoundError:
-        pass
-    places.discard(folder, target)
-    raise errors.Corrupt(
-        f"what was begun for {target} had not come far enough to be gone on with; it was taken away",
-        reason="tree-not-begun",
-        hint="give the same command again",
-    )
-
-
-def _mark_again(folder: Path, plan: plans.Plan, group: Group) -> None:
-    """Everything that is not whole, whatever it is called by now."""
-    marks = Marks(folder, plan)
-    mount_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for nth, file in enumerate(plan.files):
-            if not file.runs or marks.is_whole(nth):
-                continue
-            fd = handles.open_file(mount_fd, file.handle)
-            if fd is None:
-                marks.set_cut(nth, 0)
-                continue
-            try:
-                group.mark(fd)
-            finally:
-                os.close(fd)
-    finally:
-        os.close(mount_fd)
-        marks.close()
-
-
 def end(folder: Path, *, whole: bool) -> None:
     """For the worker: it ends. A whole tree takes its place; another waits to be gone on with."""
     target = Path(read_note(folder).target)
     if not whole:
         (folder / keeper.ENDED).touch()
+        holders.release_all(folder)
         return
     places.settle(folder / TREE, target)
     (folder / keeper.ENDED).touch()
-    shutil.rmtree(folder)
+    places.remove(folder)
 
 
 def tell(folder: Path, filler: Filler, damaged: dict[bytes, str], *, whole: bool) -> None:
@@ -274,7 +219,8 @@ def status(target: Path) -> dict[str, Any] | None:
     return found
 
 
-def _lock(folder: Path) -> int:
+def lock_of(folder: Path) -> int:
+    """Held by whoever works for a tree. Raises BlockingIOError when somebody does."""
     fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -282,3 +228,11 @@ def _lock(folder: Path) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _log_of(folder: Path) -> str:
+    """The end of what its processes said."""
+    try:
+        return (folder / "log").read_text(errors="replace")[-500:].strip() or "they said nothing"
+    except FileNotFoundError:
+        return "they said nothing"

@@ -7,13 +7,13 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import shutil
 import threading
 import time
 from pathlib import Path
 
 from diffkeeper.domain import errors
-from diffkeeper.lazy import keeper, places, plans, trees
+from diffkeeper.lazy import holders, keeper, places, plans, trees
+from diffkeeper.lazy.fanotify import Group
 from diffkeeper.lazy.filler import Filler
 from diffkeeper.lazy.inflight import MOST_FDS, Inflight
 from diffkeeper.lazy.marks import Marks
@@ -47,16 +47,28 @@ def main() -> None:
     threading.Thread(
         target=keeper.watch, args=(folder, group, lock, watched), name="keeper", daemon=True
     ).start()
-    os._exit(_Work(folder, note, server, filler, source).run())
+    work = _Work(folder, note, server, filler, source, group)
+    code = work.run()
+    work.let_go()
+    os._exit(code)
 
 
 class _Work:
     def __init__(
-        self, folder: Path, note: trees.Note, server: Server, filler: Filler, source: HttpSource
+        self,
+        folder: Path,
+        note: trees.Note,
+        server: Server,
+        filler: Filler,
+        source: HttpSource,
+        group: Group,
     ) -> None:
         self._folder, self._note, self._source = folder, note, source
         self._target, self._tree = Path(note.target), folder / trees.TREE
         self._server, self._filler = server, filler
+        self._group = group
+        self._may_be_held = holders.why_not() is None
+        self._holders: set[holders.Holder] = set()
         self._whole = threading.Event()
 
     def run(self) -> int:
@@ -64,11 +76,23 @@ class _Work:
         if self._note.background:
             threading.Thread(target=self._fill, name="background", daemon=True).start()
         while not self._is_over():
+            self._hold()
             if self._whole.wait(_SYNC_EVERY_S):
                 time.sleep(_LOOK_EVERY_S)
             self._server.sync()
             self._tell()
         return 0
+
+    def _hold(self) -> None:
+        """Whoever is killed, one stays that holds the group."""
+        if self._may_be_held:
+            holders.keep(self._folder, self._group)
+            self._holders.update(holders.of(self._folder))
+
+    def let_go(self) -> None:
+        """Also of one that was started while the folder was taken away."""
+        for one in self._holders:
+            holders.release(self._folder, one)
 
     def _fill(self) -> None:
         while True:
@@ -98,7 +122,8 @@ class _Work:
     def _is_left(self) -> bool:
         """Somebody took the mount away: nobody can come in any more, and nobody was in it."""
         if not self._tree.exists():
-            shutil.rmtree(self._folder, ignore_errors=True)  # a worker before this one had settled it
+            with contextlib.suppress(FileNotFoundError):
+                places.remove(self._folder)  # a worker before this one had settled it
             return True
         trees.end(self._folder, whole=False)
         if self._note.temporary:

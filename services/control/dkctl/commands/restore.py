@@ -86,7 +86,7 @@ def _lazily(
     work: Lazily, full: restoring.Restore, at: str, chosen: list[bytes], force: bool, form: str
 ) -> exits.Exit:
     asked = {"volume": work.volume, "at": at, "paths": [path.hex() for path in chosen]}
-    if work.goes_on(asked):
+    if work.goes_on(asked, force=force):
         data = {"volume": work.volume, "to": str(work.target), "lazy": True, "filling": work.status()}
         return output.show(output.Answer(f"{work.target} is being filled already.", data), form)
     full.make_room(force=force)
