@@ -116,6 +116,10 @@ class Images:
             )
         for frame in frames_back(journal, tip.position.sequence):
             yield from self._of_frame(frame.columns())
+        yield from self.pieces_of(base)
+
+    def pieces_of(self, base: State | None) -> Iterator[Piece]:
+        """What no delta decided: as ``base`` has it, or nothing where there is none."""
         if base is not None:
             for file_id, image in self.images.items():
                 yield from _of_state(base, file_id, image)

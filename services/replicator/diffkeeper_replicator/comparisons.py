@@ -15,7 +15,7 @@ from pathlib import Path
 
 from diffkeeper import atomic_files
 from diffkeeper.domain import errors, frames, positions, trees
-from diffkeeper_replicator import safe_paths
+from diffkeeper_replicator import parents, safe_paths
 from diffkeeper_replicator.backward import Images
 from diffkeeper_replicator.journal import Journal
 from diffkeeper_replicator.orphan_branches import Branch, Change
@@ -149,15 +149,18 @@ def changed_in_main(
     branch: Branch, changes: Sequence[Change], journal: Journal, tree: trees.Tree | None
 ) -> list[Change]:
     """Those that the main line changed since the parent too: frames name their ids, or something else stands under
-    their names by now. ``tree``: the names of the main line; None where they are not known.
+    their names by now. All of them where the log does not go back so far. ``tree``: the names of the main line; None
+    where they are not known.
     """
-    touched: set[int] = set()
-    for frame in journal.frames_after(positions.parse(branch.note.parent)):
-        touched.update(frame.columns().file_ids)
+    touched = parents.touched_since(
+        branch.note.volume, _volume_folder(branch), journal, positions.parse(branch.note.parent)
+    )
     return [
         change
         for change in changes
-        if change.file_id in touched or (tree is not None and _stands_otherwise(tree, change))
+        if touched is None
+        or change.file_id in touched
+        or (tree is not None and _stands_otherwise(tree, change))
     ]
 
 
@@ -210,7 +213,7 @@ def write_out(branch: Branch, changes: Sequence[Change], journal: Journal, into:
         else:
             continue
         told.append(os.fsdecode(change.path))
-    _write_parents(made, journal, parent)
+    _write_parents(branch, made, journal, parent)
     for change in changes:
         target = into / os.fsdecode(change.path)
         if change.kind != "removed" and change.node == "file":
@@ -228,17 +231,18 @@ def _own(change: Change, target: Path) -> None:
         os.chmod(target, change.mode & 0o777)
 
 
-def _write_parents(made: dict[int, Path], journal: Journal, parent: frames.Tip) -> None:
+def _volume_folder(branch: Branch) -> Path:
+    """Of the volume, below the replicator's directory; its orphan branches have a folder each in one folder there."""
+    return branch.directory.parent.parent
+
+
+def _write_parents(branch: Branch, made: dict[int, Path], journal: Journal, parent: frames.Tip) -> None:
     if not made:
         return
-    if journal.read(parent.position).hash != parent.hash:
-        raise errors.Corrupt(
-            f"the journal holds another frame {parent.position} than the branch's parent", reason="fork"
-        )
     opened = {file_id: os.open(path, os.O_WRONLY | os.O_CLOEXEC) for file_id, path in made.items()}
     try:
         images = Images(set(opened))
-        for piece in images.pieces(journal, parent):
+        for piece in parents.pieces(images, branch.note.volume, _volume_folder(branch), journal, parent):
             if piece.data is not None:
                 _write_all(opened[piece.file_id], piece.data, piece.offset)
         for file_id, image in images.images.items():

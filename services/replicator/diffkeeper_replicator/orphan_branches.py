@@ -23,6 +23,9 @@ from blake3 import blake3
 from diffkeeper import atomic_files
 from diffkeeper.domain import errors, frames, limits
 
+# Below the directory of a volume; a folder each.
+FOLDER = "orphans"
+
 _LENGTH = struct.Struct("<I")
 _CHUNK_BYTES = 1 << 20
 

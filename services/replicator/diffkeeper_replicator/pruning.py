@@ -3,7 +3,8 @@ points that stay; what is older than the ladder goes; then checkpoints and chunk
 
 The order makes a crash harmless at any point: what stands in the middle of a stretch to be folded (checkpoints,
 remembered states) goes before the stretch is replaced, an archive is durable and read back before anything it
-replaces is let go, and chunks go last, when no checkpoint names them. Points with a tag or a branch stay.
+replaces is let go, and chunks go last, when no checkpoint names them. Points with a tag or a branch stay, the parents of
+orphan branches among them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from diffkeeper import atomic_files
 from diffkeeper.domain import errors, frames, positions, retention
-from diffkeeper_replicator import archives, checkpoints, folding, volume_history
+from diffkeeper_replicator import archives, checkpoints, folding, orphan_branches, volume_history
 from diffkeeper_replicator.archives import Archive, Step
 from diffkeeper_replicator.state_builder import apply
 from diffkeeper_replicator.states import State
@@ -42,9 +43,10 @@ class Pruner:
                 kept = archives.head(archive).kept
                 if any(sequence not in stay for sequence in kept[:-1]):
                     folded += self._fold(archive.first, archive.last, stay)
+            # Before any is dropped: the log up to there is needed no more, also when nothing of it stays.
+            done = archives.found(self._folder)
             dropped = self._drop_oldest(stay)
             self._thin_checkpoints()
-            done = archives.found(self._folder)
             return {"archived": done[-1].last if done else 0, "folded": folded, "dropped": dropped}
 
     def would_keep(self, policy: retention.Policy, now_us: int) -> tuple[int, int]:
@@ -65,7 +67,11 @@ class Pruner:
         return set(retention.kept(self._points(), policy, now_us, self._pinned()))
 
     def _pinned(self) -> set[int]:
-        written = [*self._history.tags.values(), *(one.position for one in self._history.branches.all())]
+        """What a tag, a branch or an orphan branch begins from."""
+        history = self._history
+        written = [*history.tags.values(), *(one.position for one in history.branches.all())]
+        left = orphan_branches.find_all(history.builder.folder.parent / orphan_branches.FOLDER)
+        written += [branch.note.parent for branch in left]
         return {positions.parse(position).sequence for position in written}
 
     def _new_ranges(self) -> Iterator[tuple[int, int]]:
