@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from tests.support import leftovers
 
+from diffkeeper.lazy import trees
+
 pytestmark = [pytest.mark.disaster, pytest.mark.timeout(240)]
 
 ADD = """
@@ -146,6 +148,15 @@ def test_any_moment_of_a_program_can_be_had_again(user: User) -> None:
     # What is not there is said, with what is.
     assert "the nearest kept" in user.dkctl("cat", "notes", "notes.db", "--at", "1.99999", expect=5)
     user.dkctl("restore", "notes", "--at", "yesterday", "--to", str(there), expect=2)
+
+    # Nothing is left behind unsaid.
+    past = user.place / "past"
+    if trees.why_not_here(past) is None:
+        user.dkctl("mount", "notes", str(past), "--at", "tag:good")
+        with (past / "notes.db").open("rb"):
+            assert "keeps its filler" in user.dkctl("down", expect=1)
+        assert f"{past} is closed" in user.dkctl("down")
+        assert not past.exists()
 
 
 def until(holds: Any, seconds: float = 60.0) -> None:

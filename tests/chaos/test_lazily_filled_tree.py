@@ -22,7 +22,7 @@ import pytest
 from tests.support.lazy_rigs import Content, LazyRig, await_that, made_content
 
 from diffkeeper.domain import errors
-from diffkeeper.lazy import going_on, holders, places, sources, trees
+from diffkeeper.lazy import fillings, going_on, holders, places, sources, trees
 
 pytestmark = [pytest.mark.disaster]
 
@@ -243,6 +243,34 @@ def test_where_nothing_can_hold_a_tree_that_was_left_open_is_not_gone_on_with(ri
     assert (aside / "mine").read_bytes() == b"made meanwhile"
     rig.content.slow.clear()
     rig.make()
+    whole(rig)
+
+
+def test_a_filling_is_stopped_when_nothing_uses_it_and_goes_on_when_asked_for(rig: LazyRig) -> None:
+    go_slowly(rig)
+    rig.make()
+    deployment = rig.target.parent
+    assert [one for one in fillings.shown() if fillings.is_of(one, deployment)] == [rig.target]
+    with (rig.target / "data/odd").open("rb") as file:
+        assert not fillings.stop(rig.target)
+        assert file.read() == rig.content.files[b"data/odd"], "whoever uses it is served as before"
+    assert fillings.stop(rig.target)
+    assert list(rig.target.iterdir()) == []
+    await_that(lambda: not any(map(rig.pids, ("worker", "keeper", "holder"))), PATIENCE_S, "the last process")
+    assert rig.target not in fillings.shown()
+    rig.content.slow.clear()
+    assert going_on.resume(rig.target)
+    whole(rig)
+
+
+def test_a_filling_whose_workers_were_killed_is_stopped_too(rig: LazyRig) -> None:
+    go_slowly(rig)
+    rig.make()
+    rig.end_all()
+    assert fillings.stop(rig.target)
+    await_that(lambda: not any(map(rig.pids, ("worker", "keeper", "holder"))), PATIENCE_S, "the last process")
+    rig.content.slow.clear()
+    assert going_on.resume(rig.target)
     whole(rig)
 
 

@@ -91,9 +91,7 @@ def files_of(root: Path) -> dict[bytes, bytes]:
 
 
 @pytest.mark.parametrize("seed", [41, 42])
-def test_a_branch_is_taken_out_the_same_when_the_journal_begins_after_its_parent(
-    rig: Rig, seed: int
-) -> None:
+def test_a_branch_is_taken_out_the_same_when_the_journal_begins_after_its_parent(rig: Rig, seed: int) -> None:
     branch, log = branched(rig, seed)
     changes = branch.changes()
     comparisons.write_out(branch, changes, rig.journal, rig.folder / "before")

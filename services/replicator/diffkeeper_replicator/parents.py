@@ -16,7 +16,9 @@ from diffkeeper_replicator.journal import Journal
 from diffkeeper_replicator.state_builder import StateBuilder
 
 
-def pieces(images: Images, volume: str, folder: Path, journal: Journal, parent: frames.Tip) -> Iterator[Piece]:
+def pieces(
+    images: Images, volume: str, folder: Path, journal: Journal, parent: frames.Tip
+) -> Iterator[Piece]:
     """As ``Images.pieces`` at ``parent``; ``folder`` is the volume's below the replicator's directory.
 
     Raises Corrupt ``fork`` where another frame stands there, and NotFound ``not-kept`` where the history was folded.

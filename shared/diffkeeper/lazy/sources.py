@@ -17,6 +17,8 @@ from blake3 import blake3
 from diffkeeper import atomic_files
 from diffkeeper.domain import errors
 
+# In the hidden folder.
+NAME = "source.json"
 # Of one answer.
 MOST_BYTES = 4 * 1024 * 1024
 MOST_PARTS = 256
@@ -52,7 +54,7 @@ class HttpSource:
     """``folder`` has ``source.json``, which is read anew for each connection: addresses change."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "source.json"
+        self._path = folder / NAME
         self._local = threading.local()
 
     def fetch(self, parts: Sequence[Part]) -> list[memoryview]:
@@ -130,7 +132,7 @@ class HttpSource:
 
 
 def write(folder: Path, where: Address) -> None:
-    atomic_files.write_bytes(folder / "source.json", msgspec.json.encode(where))
+    atomic_files.write_bytes(folder / NAME, msgspec.json.encode(where))
 
 
 def _current(where: Address) -> Address:

@@ -9,7 +9,7 @@ import click
 
 from diffkeeper import pins
 from diffkeeper.domain import errors
-from dkctl import client, daemon, deployments, exits, options, output
+from dkctl import client, daemon, deployments, exits, options, output, past_trees
 
 POLL_S = 0.05
 
@@ -26,7 +26,12 @@ POLL_S = 0.05
 def down(
     site: str | None, node: str | None, kill: bool, timeout_s: float, directory: Path, form: str
 ) -> exits.Exit:
-    """Stop the deployment and everything in it. The data stay; `dkctl up` goes on with them."""
+    """Stop the deployment and everything in it. The data stay; `dkctl up` goes on with them.
+
+    What fills directories from its past ends too: a restored directory goes on with `dkctl up`, a branch when branches
+    are asked for, a mount not at all. A directory that something still uses keeps its filler: what is not there yet
+    waits for `dkctl up`.
+    """
     if site is not None and node is not None:
         raise click.UsageError("--site and --node exclude each other.")
     if kill and site is None and node is None:
@@ -69,8 +74,7 @@ def _everything(directory: Path, timeout_s: float, form: str) -> exits.Exit:
     ]
     if not noted:
         _remove_pins(directory)
-        verdict = f"Nothing of the deployment in {directory} was running."
-        return output.show(output.Answer(verdict, {"directory": str(directory), "stopped": []}), form)
+        return _told(directory, f"Nothing of the deployment in {directory} was running.", [], form)
     try:
         client.Control.of(directory).shutdown(timeout_s)
     except errors.Unreachable as error:
@@ -81,10 +85,30 @@ def _everything(directory: Path, timeout_s: float, form: str) -> exits.Exit:
         _take_over_and_stop(directory, timeout_s)
     _wait_for_end(directory, noted, timeout_s)
     _remove_pins(directory)
-    names = [process.name for process in noted]
-    data = {"directory": str(directory), "stopped": [{"name": one.name, "pid": one.pid} for one in noted]}
-    verdict = f"The deployment in {directory} is down: {len(names)} processes stopped, the data kept."
-    return output.show(output.Answer(verdict, data, names=names), form)
+    verdict = f"The deployment in {directory} is down: {len(noted)} processes stopped, the data kept."
+    return _told(directory, verdict, noted, form)
+
+
+def _told(directory: Path, verdict: str, stopped: list[deployments.Process], form: str) -> exits.Exit:
+    """The end of it: with what filled directories from its past."""
+    ended, left = past_trees.stop(directory.absolute())
+    data = {
+        "directory": str(directory),
+        "stopped": [{"name": one.name, "pid": one.pid} for one in stopped],
+        "fillings": {"stopped": ended, "left": left},
+    }
+    for target in ended:
+        verdict += f"\n{target} is closed until it is filled again."
+    for target in left:
+        verdict += f"\n{target} is in use and keeps its filler: what is not there yet waits for dkctl up."
+    answer = output.Answer(
+        verdict,
+        data,
+        names=[process.name for process in stopped],
+        exit=exits.Exit.ATTENTION if left else exits.Exit.DONE,
+        hints=[f"fuser -vm {target}   # names what uses it" for target in left],
+    )
+    return output.show(answer, form)
 
 
 def _remove_pins(directory: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from diffkeeper.domain import errors
-from dkctl import client, daemon, deployments, exits, options, output
+from dkctl import client, daemon, deployments, exits, options, output, past_trees
 from dkctl.output import Column
 
 PROCESS_COLUMNS = [
@@ -97,6 +97,7 @@ def up(
     if running is not None:
         _check_same_storage(directory, storage_nodes, parity)
         return _runs_already(running, sites, directory, form, detach=detach)
+    past_trees.go_on(directory)
     log_start = daemon.log_size(directory)
     told = daemon.arguments(nodes, auto_failover, lease_ttl_ms, addresses)
     process = daemon.start(directory, sites, [*told, *storage_options(storage_nodes, parity)])
