@@ -155,3 +155,26 @@ def test_a_damaged_archive_is_told_and_nothing_wrong_is_served(rig: Rig) -> None
     assert list(history.damaged_archives) == [archive.path.name]
     with pytest.raises(errors.Corrupt):
         history.state_at(positions.Position(1, archive.last))
+
+
+def test_without_a_policy_of_its_own_nothing_younger_than_a_week_goes_and_the_old_is_thinned(
+    rig: Rig,
+) -> None:
+    log = histories.made_frames(29, 700)
+    rig.append(log)
+    rig.history.grow()
+    assert not rig.history.has_own_policy
+    week_us = 7 * 86_400 * 1_000_000
+    oldest = clocks.to_micros(log[0].header.first)
+    nothing = {"archived": 0, "folded": 0, "dropped": 0}
+    assert Pruner(rig.history).prune(oldest + week_us) == nothing
+    rig.history.set_tag("good", log[0].position)
+    assert not rig.reopened().has_own_policy, "a tag is no policy"
+    done = Pruner(rig.history).prune(now_us(log) + 2 * week_us)
+    assert done["folded"] > 0
+    barriers = {f.position.sequence for f in log if f.header.flags & frames.Flag.BARRIER}
+    assert barriers | {1} <= set(kept(rig)), "a month goes by before barriers are thinned"
+    Pruner(rig.history).prune(now_us(log) + 500 * week_us)
+    assert len(kept(rig)) < len(barriers)
+    assert {1, len(log)} <= set(kept(rig)), "never all of it"
+    all_kept_are_exact(rig, log)

@@ -27,6 +27,7 @@ def report(history: VolumeHistory, now_us: int, what_if: retention.Policy | None
         "checkpoints": len(checkpoints.found(history.checkpoints)),
         "archives": len(archives.found(history.builder.archives)),
         "policy": msgspec.to_builtins(history.policy),
+        "policy_is_default": not history.has_own_policy,
         "tags": history.tags,
         "branches": [branch.name for branch in history.branches.all()],
         "damaged": [

@@ -37,7 +37,11 @@ class Pruner:
             policy = history.policy
             if policy.keeps_all:
                 return {"archived": 0, "folded": 0, "dropped": 0}
-            stay = self._staying(policy, now_us)
+            points = self._points()
+            stay = set(retention.kept(points, policy, now_us, self._pinned()))
+            if not history.has_own_policy and len(stay) == len(points):
+                # Nothing would go: the log is not written anew only because it could be smaller.
+                return {"archived": 0, "folded": 0, "dropped": 0}
             folded = sum(self._fold(first, last, stay) for first, last in self._new_ranges())
             for archive in archives.found(self._folder):
                 kept = archives.head(archive).kept
@@ -62,9 +66,6 @@ class Pruner:
             retention.Candidate(sequence, at_us, bool(flags & barrier))
             for sequence, at_us, flags in self._history.index.kept(0, 1 << 62)
         ]
-
-    def _staying(self, policy: retention.Policy, now_us: int) -> set[int]:
-        return set(retention.kept(self._points(), policy, now_us, self._pinned()))
 
     def _pinned(self) -> set[int]:
         """What a tag, a branch or an orphan branch begins from."""

@@ -34,7 +34,8 @@ class Notes(msgspec.Struct):
     """``notes.json``: what people have said about moments."""
 
     tags: dict[str, str] = {}
-    policy: retention.Policy = retention.KEEP_ALL
+    # None: nobody chose one, and the default counts.
+    policy: retention.Policy | None = None
 
 
 class VolumeHistory:
@@ -260,7 +261,11 @@ class VolumeHistory:
 
     @property
     def policy(self) -> retention.Policy:
-        return self._notes.policy
+        return self._notes.policy or retention.DEFAULT
+
+    @property
+    def has_own_policy(self) -> bool:
+        return self._notes.policy is not None
 
     def set_policy(self, policy: retention.Policy) -> None:
         """From the next pruning on; durable when this returns."""

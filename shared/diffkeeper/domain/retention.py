@@ -39,6 +39,16 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 KEEP_ALL = Policy()
+_DAY_S = 86_400
+# What "for ever" is where an age has to be told.
+EVER_S = 36_500 * _DAY_S
+# Of a volume for which nobody chose another. Generous: what is asked for is rarely older than a week, and a point a day
+# of all times costs little. Nothing that is younger than a week is ever folded by it.
+DEFAULT = Policy(
+    every_write_s=7 * _DAY_S,
+    every_barrier_s=30 * _DAY_S,
+    steps=(Step(until_s=365 * _DAY_S, every_s=3600), Step(until_s=EVER_S, every_s=_DAY_S)),
+)
 
 
 class Candidate(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from diffkeeper.domain import errors, moments
+from diffkeeper.domain import errors, moments, retention
 from dkctl import client, exits, options, output, when
 from dkctl.output import Column
 
@@ -70,7 +70,8 @@ def history(
 ) -> exits.Exit:
     """Show what is kept of VOLUME's history and what it costs; with a ladder, what that would keep and free.
 
-    Everything is kept until a policy says otherwise. What has a tag or a branch always stays.
+    Until another is set: every write for 7 days, then every barrier for 30 days, one point an hour for a year, one a day
+    for ever. What has a tag or a branch always stays; --every-write forever --set keeps everything.
     """
     control = client.Control.of(directory)
     asked = every_write is not None or every_barrier is not None or bool(thin)
@@ -99,7 +100,7 @@ def _confirm(found: dict[str, Any], *, yes: bool) -> None:
     what_if = found["what_if"]
     confirm.traffic(
         f"{ladder(what_if['policy'])}: of {found['points']['kept']} points {what_if['thinned']} could not be gone "
-        f"back to any more.",
+        f"back to any more, which frees about {output.size(what_if['frees_bytes'])}.",
         yes=yes,
     )
 
@@ -114,7 +115,7 @@ def of_report(found: dict[str, Any]) -> output.Answer:
         )
         verdict = (
             f"{points['kept']} moments of {volume} are kept, {first} to {last}, in {output.size(sum(sizes.values()))}; "
-            f"{ladder(found['policy'])}."
+            f"{ladder(found['policy'])}{' (the default)' if found.get('policy_is_default') else ''}."
         )
     if found.get("what_if"):
         other = found["what_if"]
@@ -159,6 +160,8 @@ def ladder(policy: dict[str, Any]) -> str:
 
 
 def _age(seconds: int) -> str:
+    if seconds >= retention.EVER_S:
+        return "ever"
     for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
         if seconds >= size and seconds % size == 0:
             return f"{seconds // size}{unit}"
