@@ -20,7 +20,6 @@ from blake3 import blake3
 
 from diffkeeper import atomic_files
 from diffkeeper.domain import chunks, errors, frames, positions, trees
-from diffkeeper_replicator import chunking
 from diffkeeper_replicator.chunk_store import ChunkStore
 from diffkeeper_replicator.contents import CHUNKS, ChunkTable, Contents
 from diffkeeper_replicator.extents import HOLE, Extents
@@ -197,8 +196,10 @@ def _kept_chunks(contents: Contents, extents: Extents, at: int, end: int) -> tup
 
 def _cut_until_kept(contents: Contents, extents: Extents, at: int, end: int) -> Iterator[bytes]:
     """New chunks from ``at`` on, until one ends where a chunk of the last checkpoint begins."""
+    from diffkeeper_replicator import chunking  # numpy is slow to import, and only what writes needs it
+
     while at < end:
-        stop = _next_kept(contents, extents, at, end)
+        stop = _next_kept(contents, extents, at, end, chunking.BLOCK_BYTES)
         data = b"".join(
             contents.read(address, after - before) for before, after, address in extents.pieces(at, stop)
         )
@@ -210,11 +211,11 @@ def _cut_until_kept(contents: Contents, extents: Extents, at: int, end: int) -> 
             return
 
 
-def _next_kept(contents: Contents, extents: Extents, at: int, end: int) -> int:
+def _next_kept(contents: Contents, extents: Extents, at: int, end: int, most: int) -> int:
     """The first place after ``at`` where a chunk of the last checkpoint begins, not nearer than a new chunk
-    needs and not farther than the cutter takes at once.
+    needs and not farther than ``most``, which the cutter takes at once.
     """
-    nearest, farthest = at + chunks.MIN_BYTES, min(end, at + chunking.BLOCK_BYTES)
+    nearest, farthest = at + chunks.MIN_BYTES, min(end, at + most)
     for begin, _stop, address in extents.pieces(nearest, farthest):
         if address == HOLE or address < CHUNKS:
             continue

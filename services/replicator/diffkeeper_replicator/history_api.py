@@ -14,7 +14,7 @@ from aiohttp import web
 
 from diffkeeper import changes, http
 from diffkeeper.domain import chunks, deltas, errors, moments, positions, retention
-from diffkeeper_replicator import diffs, history_measures, history_reports, history_streams, lazy_content
+from diffkeeper_replicator import history_measures, history_reports, history_streams, lazy_content
 from diffkeeper_replicator.histories import Histories
 from diffkeeper_replicator.named_branches import Branch, Caller
 from diffkeeper_replicator.path_index import Touch, Wanted
@@ -223,6 +223,8 @@ class HistoryApi:
         chosen, stat = choose(paths_of(request)), request.query.get("stat") == "1"
 
         def work() -> dict[str, Any]:
+            from diffkeeper_replicator import diffs  # slow to import: a branch does not wait for it
+
             before, after = history.states_at(old.position, new.position)
             return diffs.told(before, after, chosen, history.folder, only_stat=stat)
 

@@ -181,11 +181,21 @@ class VolumeHistory:
         if found is None:
             if self.index.at(position) is None and position != positions.START:
                 raise missing(position)
-            found = self.builder.build(position, near)
+            found = self._copy_of_head(position) or self.builder.build(position, near)
         with self._asking:
             self._states = [state for state in self._states if state is not found][-_KEPT_STATES + 1 :]
             self._states.append(found)
         return found
+
+    def _copy_of_head(self, position: positions.Position) -> State | None:
+        """The newest moment is what is asked for most, and what was taken in is not taken in once more for it."""
+        if not self.growing.acquire(blocking=False):
+            return None  # it grows now, which may take long
+        try:
+            head = self._head
+            return head.copy() if head is not None and head.position == position else None
+        finally:
+            self.growing.release()
 
     def frame_at(self, position: positions.Position) -> frames.Frame:
         """The frame itself, as long as the journal has it."""

@@ -109,9 +109,9 @@ def _make(
     group: Group,
     lock: int,
 ) -> Made:
-    # Python takes longer to start than a tree to be made: the worker waits for ``kept``.
-    keeper.start_worker(folder, group, lock)
+    # Python takes longer to start than a tree to be made: this waits for the holder, and the worker for ``kept``.
     holder = holders.start(folder, group) if holders.why_not() is None else None
+    keeper.start_worker(folder, group, lock)
     tree = folder / TREE
     tree.mkdir(mode=0o755)
     found: list[tuple[bytes, int, int, tuple[tuple[int, int], ...]]] = []
@@ -129,6 +129,7 @@ def _make(
     plans.write(folder / "plan", plan)
     sources.write(folder, where)
     atomic_files.write_bytes(folder / "note.json", msgspec.json.encode(note))
+    _sync_names(folder, plan)
     if holder is not None and not holders.wait(folder, holder):
         raise errors.DiffKeeperError(
             f"nothing could be made to hold {target}; nothing of it stays",
@@ -142,26 +143,25 @@ def _make(
         raise errors.Refused(
             f"the tree cannot be shown at {target}: {error.strerror}", reason="not-mounted"
         ) from error
-    _make_durable(folder, plan)
+    with contextlib.closing(Marks(folder, plan)) as marks:
+        marks.keep(marks.snapshot())
     return Made(len(files), plan.bytes, left_out)
 
 
-def _make_durable(folder: Path, plan: plans.Plan) -> None:
+def _sync_names(folder: Path, plan: plans.Plan) -> None:
     """Every name and size of the tree is on disk before anything of it is filled, and so before it is used."""
+    if len(plan.files) > _MOST_SYNCED:
+        os.sync()
+        return
     tree = os.fsencode(folder / TREE)
-    with contextlib.closing(Marks(folder, plan)) as marks:
-        if len(plan.files) > _MOST_SYNCED:
-            os.sync()
-        else:
-            names = {tree + b"/" + file.path for file in plan.files}
-            names |= {above for name in names for above in _above(tree, name)} | {tree, os.fsencode(folder)}
-            for name in names:
-                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-        marks.keep(marks.snapshot())
+    names = {tree + b"/" + file.path for file in plan.files}
+    names |= {above for name in names for above in _above(tree, name)} | {tree}
+    for name in names:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _above(tree: bytes, name: bytes) -> Iterator[bytes]:
