@@ -34,9 +34,18 @@ class _Tag(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class HistoryApi:
-    def __init__(self, histories: Histories, pool: ThreadPoolExecutor, now_us: Callable[[], int]) -> None:
+    """``pool`` answers; ``unhurried`` does what nobody waits for."""
+
+    def __init__(
+        self,
+        histories: Histories,
+        pool: ThreadPoolExecutor,
+        unhurried: ThreadPoolExecutor,
+        now_us: Callable[[], int],
+    ) -> None:
         self._histories = histories
         self._pool = pool
+        self._unhurried = unhurried
         self._now_us = now_us
 
     def add_routes(self, app: web.Application) -> None:
@@ -94,7 +103,8 @@ class HistoryApi:
                     grown[volume] = {"error": error.to_dict()}
             return grown
 
-        return http.json_response({"volumes": await self.in_thread(work)})
+        loop = asyncio.get_running_loop()
+        return http.json_response({"volumes": await loop.run_in_executor(self._unhurried, work)})
 
     async def chunk(self, request: web.Request) -> web.Response:
         """For other sites: a chunk that is good here."""

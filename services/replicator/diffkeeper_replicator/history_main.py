@@ -34,7 +34,6 @@ class HistorySettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main() -> None:
-    os.nice(NICE)
     wanted = msgspec.json.decode(sys.stdin.buffer.readline(), type=HistorySettings)
     asyncio.run(serve(wanted))
 
@@ -44,14 +43,17 @@ async def serve(wanted: HistorySettings) -> None:
         Path(wanted.dir), Path(wanted.volumes_dir), wanted.site, Peers(wanted.peers, wanted.token)
     )
     pool = ThreadPoolExecutor(THREADS, "history")
+    # Niceness is a thread's own: what nobody waits for gives way, who asks does not wait behind the load of the machine.
+    unhurried = ThreadPoolExecutor(1, "unhurried", initializer=os.nice, initargs=(NICE,))
     try:
         app = http.make_app(wanted.token)
-        history_api.HistoryApi(histories, pool, lambda: time.time_ns() // 1000).add_routes(app)
+        history_api.HistoryApi(histories, pool, unhurried, lambda: time.time_ns() // 1000).add_routes(app)
         async with http.serve(app, "127.0.0.1", 0) as port:
             print(port, flush=True)  # noqa: T201  the parent waits for it
             await _until_end_of_input()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for threads in (pool, unhurried):
+            threads.shutdown(wait=True, cancel_futures=True)
         histories.close()
 
 

@@ -10,7 +10,9 @@ from blake3 import blake3
 
 from diffkeeper.domain import chunks
 
-TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
+# The process that answers may have to be started first, on a machine that is busy.
+ANSWER_TIMEOUT_S = 30.0
 
 
 class Peers:
@@ -27,8 +29,10 @@ class Peers:
         return None
 
     def _ask(self, address: str, ref: chunks.Ref) -> bytes | None:
-        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=TIMEOUT_S)
+        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=CONNECT_TIMEOUT_S)
         try:
+            connection.connect()
+            connection.sock.settimeout(ANSWER_TIMEOUT_S)
             headers = {"Authorization": f"Bearer {self._token}"}
             connection.request("GET", f"/v1/chunks/{ref.hash.hex()}?size={ref.size}", headers=headers)
             response = connection.getresponse()
