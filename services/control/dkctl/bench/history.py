@@ -2,15 +2,14 @@
 long it takes until any moment of it is there again.
 
 The loads are SQLite with a rollback journal, SQLite with a WAL, and pgbench. The pair of the log is a full copy
-at each barrier, which is what snapshots without sharing would cost, and git where it is installed, given the
-same moments one after the other.
+at each barrier, which is what snapshots without sharing would cost, and git, restic and borg where they are installed,
+given the same moments one after the other.
 """
 
 from __future__ import annotations
 
 import random
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,11 +18,11 @@ from typing import Any
 
 from diffkeeper import nats_server
 from dkctl import when
-from dkctl.bench import figures, lazily, postgres, trials
+from dkctl.bench import figures, lazily, postgres, snapshots, trials
 from dkctl.bench.figures import Figure
 
 MOMENTS = 8
-GIT_MOMENTS = 6
+SNAPSHOTS = 6
 _SQLITE = """
 import random, sqlite3, sys, time
 path, mode, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
@@ -46,8 +45,7 @@ Say = Callable[[str], None]
 
 def measure(folder: Path, binaries: str | None, seconds: float, say: Say) -> figures.Report:
     found: list[Figure] = []
-    notes = [] if shutil.which("git") else ["git is not installed: no pair of snapshots"]
-    notes += [f"{tool} is not installed: no pair" for tool in ("restic", "borg") if not shutil.which(tool)]
+    notes = [f"{tool} is not installed: no pair of snapshots" for tool in snapshots.missing()]
     for mode in ("delete", "wal"):
         say(f"SQLite, journal_mode {mode}")
         path = folder / f"sqlite-{mode}"
@@ -107,49 +105,40 @@ def _sizes(trial: trials.Trial, name: str, folder: Path, say: Say) -> list[Figur
         Figure(f"{name}_smaller_than_frames_alone", sizes["alone"] / max(1, sizes["stream"]), "times"),
         Figure(f"{name}_frames_with_reference", sizes["alone"] / max(1, sizes["reference"]), "times"),
     ]
-    if shutil.which("git"):
-        say(f"{name}: git at {GIT_MOMENTS} moments")
-        size = _git(control, name, found["from"], found["to"], folder / f"git-{name}", trial)
-        made.append(
-            Figure(
-                f"{name}_git_of_{GIT_MOMENTS}_moments",
-                size / max(1, sizes["stream"]),
-                "times",
-                note=f"{size} bytes beside every write in {sizes['stream']}",
-            )
-        )
+    for tool in snapshots.TOOLS:
+        if tool not in snapshots.missing():
+            made += _paired(control, name, tool, found, folder, trial, say)
     return made
 
 
-def _git(control: Any, name: str, first: str, last: str, folder: Path, trial: trials.Trial) -> int:
-    """What git needs for some moments of the same span beyond the first, packed as well as it can."""
-    tree = folder / "tree"
-    sizes: list[int] = []
-    places = [first, *_spread(control, name, first, last, GIT_MOMENTS - 2), last]
-    for at in places:
-        shutil.rmtree(tree, ignore_errors=True)
-        trial.dkctl("restore", name, "--at", at, "--to", str(tree))
-        git = [
-            "git",
-            f"--git-dir={folder}/git",
-            f"--work-tree={tree}",
-            "-c",
-            "user.name=x",
-            "-c",
-            "user.email=x@x",
-        ]
-        if not sizes:
-            _quietly([*git, "init"])
-        _quietly([*git, "add", "--all"])
-        _quietly([*git, "commit", "--quiet", "--allow-empty", "--message", at])
-        _quietly([*git, "gc", "--quiet", "--prune=now"])
-        sizes.append(sum(path.stat().st_size for path in (folder / "git").rglob("*") if path.is_file()))
-    shutil.rmtree(folder)
-    return sizes[-1] - sizes[0]
+def _paired(
+    control: Any, name: str, tool: str, found: dict[str, Any], folder: Path, trial: trials.Trial, say: Say
+) -> list[Figure]:
+    """The same span kept as snapshots by another program, and its last moment brought back by both."""
+    say(f"{name}: {tool} at {SNAPSHOTS} moments")
+    first, last, stream = found["from"], found["to"], max(1, found["bytes"]["stream"])
+    places = [first, *_spread(control, name, first, last, SNAPSHOTS - 2), last]
 
+    def lay(at: str, into: Path) -> None:
+        trial.dkctl("restore", name, "--at", at, "--to", str(into))
 
-def _quietly(argv: Sequence[str]) -> None:
-    subprocess.run(argv, check=True, capture_output=True)
+    kept = snapshots.measure(tool, folder / f"{tool}-{name}", places, lay)
+    into = folder / f"{name}-whole"
+    began = time.monotonic()
+    when.fill(control, name, into, [("when", last)])
+    restore_s = time.monotonic() - began
+    shutil.rmtree(into)
+    return [
+        Figure(
+            f"{name}_{tool}_of_{SNAPSHOTS}_moments",
+            kept.grown / stream,
+            "times",
+            note=f"{kept.grown} bytes beside every write in {stream}",
+        ),
+        Figure(
+            f"{name}_restore_beside_{tool}", restore_s, "s", baseline=kept.restore_s, at_most=kept.restore_s
+        ),
+    ]
 
 
 def _spread(control: Any, name: str, first: str, last: str, count: int) -> list[str]:
