@@ -90,9 +90,10 @@ class Lazily:
                 str(self.target), background, read_only, temporary, pin, asked | {"position": position}
             )
             made = trees.make(self.target, stream, where, note)
-        why_not_held = trees.why_not_held()
-        if why_not_held is not None:
-            output.say(f"nothing holds {self.target} if all that fills it is killed at once: {why_not_held}")
+        if made.why_not_held is not None:
+            output.say(
+                f"nothing holds {self.target} if all that fills it is killed at once: {made.why_not_held}"
+            )
         took_ms = round((time.monotonic() - began) * 1000, 3)
         return head | {"left_out": made.left_out, "took_ms": took_ms}
 

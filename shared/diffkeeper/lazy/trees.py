@@ -51,16 +51,13 @@ class Made:
     files: int
     bytes: int
     left_out: dict[str, int]
+    # Why nothing holds it when all that fills it is killed at once; None when something does.
+    why_not_held: str | None
 
 
 def why_not_here(target: Path) -> str | None:
     """Why a tree for this target cannot be filled on demand; None when it can."""
     return why_not(target.parent)
-
-
-def why_not_held() -> str | None:
-    """Why a tree cannot be held beyond the death of all its processes; None when it is."""
-    return holders.why_not()
 
 
 def read_note(folder: Path) -> Note:
@@ -110,7 +107,8 @@ def _make(
     lock: int,
 ) -> Made:
     # Python takes longer to start than a tree to be made: this waits for the holder, and the worker for ``kept``.
-    holder = holders.start(folder, group) if holders.why_not() is None else None
+    why_not_held = holders.why_not()
+    holder = holders.start(folder, group) if why_not_held is None else None
     keeper.start_worker(folder, group, lock)
     tree = folder / TREE
     tree.mkdir(mode=0o755)
@@ -131,11 +129,7 @@ def _make(
     atomic_files.write_bytes(folder / "note.json", msgspec.json.encode(note))
     _sync_names(folder, plan)
     if holder is not None and not holders.wait(folder, holder):
-        raise errors.DiffKeeperError(
-            f"nothing could be made to hold {target}; nothing of it stays",
-            reason="not-held",
-            hint=_log_of(folder),
-        )
+        why_not_held = f"its holder did not start ({_last_word(folder)}); it is tried again"
     guards.note_shown(folder)
     try:
         places.show(tree, target, read_only=note.read_only)
@@ -145,7 +139,7 @@ def _make(
         ) from error
     with contextlib.closing(Marks(folder, plan)) as marks:
         marks.keep(marks.snapshot())
-    return Made(len(files), plan.bytes, left_out)
+    return Made(len(files), plan.bytes, left_out, why_not_held)
 
 
 def _sync_names(folder: Path, plan: plans.Plan) -> None:
@@ -230,9 +224,10 @@ def lock_of(folder: Path) -> int:
     return fd
 
 
-def _log_of(folder: Path) -> str:
-    """The end of what its processes said."""
+def _last_word(folder: Path) -> str:
+    """Of its processes."""
     try:
-        return (folder / "log").read_text(errors="replace")[-500:].strip() or "they said nothing"
+        said = (folder / "log").read_text(errors="replace").split("\n")
     except FileNotFoundError:
-        return "they said nothing"
+        said = []
+    return next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
