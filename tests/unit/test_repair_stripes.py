@@ -117,6 +117,7 @@ async def test_more_lost_than_parity_covers_is_named_and_the_rest_stays_usable(t
     await rig.seal()
     spans = rig.service.catalogue.spans(ORIGIN)
     assert len(spans) == 2
+    rig.lose_streams(count=10)
     doomed = spans[0][1].stripe
     for store in list(rig.stores.values())[:3]:
         for key in [key for key in store.items if key.stripe == doomed and key.index >= 0]:

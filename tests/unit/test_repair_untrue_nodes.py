@@ -14,7 +14,6 @@ from tests.support.repair_rig import ORIGIN, RepairRig
 
 from diffkeeper.domain import errors, frames, manifests, segments, shard_headers, stripes, volumes
 from diffkeeper.domain.shard_headers import MANIFEST, Key, Stripe
-from diffkeeper_repair import assembly
 from diffkeeper_repair.damages import Cause
 
 OTHER = volumes.Origin("invoices", "east")
@@ -161,6 +160,7 @@ async def test_more_liars_than_parity_are_named_and_never_believed(tmp_path: Pat
     for node, key in rig.items()[:3]:
         rig.stores[node].items[key] = lie(rig.stores[node].items[key], rng)
     ((_, entry),) = rig.service.catalogue.spans(ORIGIN)
+    rig.lose_streams()
     with pytest.raises(errors.Corrupt):
         await rig.service.io.read(entry)
     await rig.service.scrub()

@@ -134,6 +134,31 @@ def mend(stripe: shard_headers.Stripe, good: Sequence[Shard], damaged: Sequence[
     raise trouble or _nothing_left(stripe)
 
 
+def from_wires(
+    stripe: shard_headers.Stripe, span: segments.Span, wires: Sequence[bytes], shards: Sequence[Shard]
+) -> Assembled:
+    """The segment from its frames as a stream holds them; raises Corrupt unless they are those that were sealed.
+
+    ``shards`` are what is left of it; those that do not agree with the segment are in ``liars``.
+    """
+    segment = segments.Segment(span.volume, span.origin, span.first_sequence, tuple(wires))
+    data = segments.encode(segment)
+    digest = blake3(data).digest()
+    if segments.name_of(digest) != stripe.segment or segment.volume != stripe.volume:
+        raise errors.Corrupt(
+            f"the streams hold other frames than {stripe.segment} of {stripe.volume} was sealed of",
+            reason="other-frames",
+            hint="a node returned with the disk of another deployment, or a stream was made anew",
+        )
+    true = coder.of(stripe.geometry).encode(data)
+    liars = [
+        shard
+        for shard in shards
+        if shard.header.segment_hash != digest or true[shard.header.index] != shard.payload
+    ]
+    return Assembled(segment, data, digest, liars)
+
+
 def _foreign(stripe: shard_headers.Stripe, segment: segments.Segment) -> errors.Corrupt:
     return errors.Corrupt(
         f"the segment {stripe.segment} is of volume {segment.volume}, not {stripe.volume}",

@@ -41,6 +41,8 @@ class Catalogue:
         self.entries: dict[Stripe, Entry] = {}
         # Stripes that another geometry of the same segment has replaced: on their way out.
         self.retired: set[Stripe] = set()
+        # Unreadable ones that claim places of a stream which holds other frames there: they protect nothing.
+        self.strange: set[Stripe] = set()
         self._held: dict[str, set[Key]] = {}
         self.torn: dict[str, set[Key]] = {}
 
@@ -101,7 +103,9 @@ class Catalogue:
     def frontier(self, origin: volumes.Origin) -> int:
         """The last stream sequence up to which everything is sealed."""
         reached = 0
-        for span, _ in self.spans(origin):
+        for span, entry in self.spans(origin):
+            if entry.stripe in self.strange:
+                continue
             if span.first_sequence > reached + 1:
                 break
             reached = max(reached, span.last_sequence)
@@ -112,4 +116,5 @@ class Catalogue:
             entry
             for span, entry in self.spans(origin)
             if span.first_sequence <= stream_sequence <= span.last_sequence
+            and entry.stripe not in self.strange
         ]

@@ -22,6 +22,7 @@ from diffkeeper_repair.recoder import Recoder
 from diffkeeper_repair.scrubber import Scrubber
 from diffkeeper_repair.sealers import Sealers
 from diffkeeper_repair.settings import RepairSettings
+from diffkeeper_repair.streams import Streams
 from diffkeeper_repair.stripe_io import StripeIO
 
 
@@ -44,7 +45,7 @@ class RepairService:
         self.book = DamageBook(directory / "damages.json", now_us)
         self.memory = Memory(directory / "memory.json")
         self.fleet = StorageFleet(nodes, self.catalogue, self.book, self.memory, now_us, wanted.grace_s)
-        self.io = StripeIO(self.fleet, self.catalogue, self.book, now_us)
+        self.io = StripeIO(self.fleet, self.catalogue, self.book, Streams(logs), now_us)
         self.rebuilder = Rebuilder(self.fleet, self.catalogue, self.book, self.io)
         self.scrubber = Scrubber(
             self.fleet,

@@ -17,15 +17,22 @@ from diffkeeper_repair.assembly import Assembled, Coded, Shard
 from diffkeeper_repair.catalogue import Catalogue, Entry
 from diffkeeper_repair.damages import Cause, DamageBook
 from diffkeeper_repair.fleet import StorageFleet
+from diffkeeper_repair.streams import Streams
 
 
 class StripeIO:
     def __init__(
-        self, fleet: StorageFleet, catalogue: Catalogue, book: DamageBook, now_us: Callable[[], int]
+        self,
+        fleet: StorageFleet,
+        catalogue: Catalogue,
+        book: DamageBook,
+        streams: Streams,
+        now_us: Callable[[], int],
     ) -> None:
         self._fleet = fleet
         self._catalogue = catalogue
         self._book = book
+        self._streams = streams
         self._now_us = now_us
 
     # -- reading ---------------------------------------------------------------------------------------------
@@ -62,17 +69,26 @@ class StripeIO:
                 except errors.Corrupt as again:
                     trouble = again
                     continue
-            self._report(entry, assembled.liars, Cause.LIE, "it agrees with itself and not with its segment")
-            self._book.readable(entry.stripe)
-            return assembled
+            return self._believe(entry, assembled)
         return await self._salvage(entry, shards, damaged, trouble)
+
+    def _believe(self, entry: Entry, assembled: Assembled) -> Assembled:
+        self._report(entry, assembled.liars, Cause.LIE, "it agrees with itself and not with its segment")
+        self._book.readable(entry.stripe)
+        self._catalogue.strange.discard(entry.stripe)
+        return assembled
 
     async def _salvage(
         self, entry: Entry, shards: Sequence[Shard], damaged: Sequence[Shard], trouble: errors.Corrupt | None
     ) -> Assembled:
-        """The last resort: what damaged shards still agree on. Raises Corrupt, and notes the stripe as lost."""
+        """Where parity ends: the streams, then what damaged shards still agree on. Raises Corrupt, and notes the
+        stripe as lost.
+        """
         good, bad = await asyncio.to_thread(assembly.sift, shards)
         self._report(entry, bad, Cause.DIGEST, "its bytes are not those of its digest")
+        found = await self._from_streams(entry, good)
+        if found is not None:
+            return self._believe(entry, found)
         try:
             assembled = await asyncio.to_thread(assembly.mend, entry.stripe, good, [*damaged, *bad])
         except errors.Corrupt as error:
@@ -80,6 +96,7 @@ class StripeIO:
                 trouble = error
         else:
             self._book.readable(entry.stripe)
+            self._catalogue.strange.discard(entry.stripe)
             return assembled
         need = entry.stripe.geometry.data
         lost = trouble or errors.Corrupt(
@@ -90,6 +107,23 @@ class StripeIO:
         )
         self._book.report_lost(entry.stripe, lost.message)
         raise lost
+
+    async def _from_streams(self, entry: Entry, shards: Sequence[Shard]) -> Assembled | None:
+        """The frames it was sealed of, where they still stand. Notes as strange what the streams contradict."""
+        known = entry.manifest or next((shard.header for shard in shards), None)
+        if known is None:
+            return None
+        span = known.span
+        wires = await self._streams.run(span.stream, range(span.first_sequence, span.last_sequence + 1))
+        if len(wires) == span.count:
+            try:
+                return await asyncio.to_thread(assembly.from_wires, entry.stripe, span, wires, shards)
+            except errors.Corrupt:
+                self._catalogue.strange.add(entry.stripe)
+        elif wires and await self._streams.last(span.stream) < span.first_sequence + len(wires):
+            # It claims more than the stream ever had, so what the stream has is not what it claims.
+            self._catalogue.strange.add(entry.stripe)
+        return None
 
     def _candidates(self, entry: Entry) -> list[tuple[str, Key]]:
         """Copies on nodes that answer: good ones first, data before parity, one of each index before the second."""
