@@ -138,7 +138,7 @@ class Rescue:
         directory = self._target / segment.volume / "log" / segment.origin
         directory.mkdir(parents=True, exist_ok=True)
         file = f"{segment.first_sequence:012}-{segment.last_sequence:012}.{name}{SEGMENT_SUFFIX}"
-        atomic_files.write_bytes(directory / file, found.data)
+        atomic_files.write_bytes(directory / file, bytes(found.data))
         self._written.add((segment.volume, name))
         self.bytes += len(found.data)
         self._links.setdefault(segment.volume, []).extend(links)
