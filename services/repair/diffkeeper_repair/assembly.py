@@ -7,7 +7,7 @@ then read from the segment itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -178,13 +178,14 @@ def _nothing_left(stripe: shard_headers.Stripe) -> errors.Corrupt:
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """A segment with all its shards' payloads, ready to be written."""
+    """A segment with payloads of its shards, ready to be written."""
 
     data: bytes | memoryview
     segment_hash: bytes
     span: segments.Span
     geometry: stripes.Geometry
-    payloads: Sequence[memoryview]
+    # By index; only those that were asked for.
+    payloads: Mapping[int, memoryview]
     digests: tuple[bytes, ...]
 
     def manifest(self, epoch: int, placed: dict[int, str], sealed_us: int) -> manifests.Manifest:
@@ -213,4 +214,20 @@ def code_bytes(segment: segments.Segment, data: bytes | memoryview, geometry: st
     """Blocks for as long as coding and hashing take."""
     payloads = coder.of(geometry).encode(data)
     digests = tuple(blake3(payload).digest() for payload in payloads)
-    return Coded(data, blake3(data).digest(), segment.span(), geometry, payloads, digests)
+    return Coded(data, blake3(data).digest(), segment.span(), geometry, dict(enumerate(payloads)), digests)
+
+
+def code_some(assembled: Assembled, manifest: manifests.Manifest, indexes: Collection[int]) -> Coded | None:
+    """These shards alone, each with the digest that the manifest says; None when it says anything else, and is wrong.
+
+    What the manifest says of the other shards is not asked: the scrub compares it with each of them.
+    """
+    said = (manifest.segment_hash, manifest.segment_bytes, manifest.span)
+    if said != (assembled.segment_hash, len(assembled.data), assembled.segment.span()):
+        return None
+    payloads = coder.of(manifest.geometry).encode_some(assembled.data, indexes)
+    if any(blake3(payloads[index]).digest() != manifest.digests[index] for index in indexes):
+        return None
+    return Coded(
+        assembled.data, manifest.segment_hash, manifest.span, manifest.geometry, payloads, manifest.digests
+    )

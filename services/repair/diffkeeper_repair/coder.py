@@ -8,7 +8,7 @@ when the segment's hash agrees.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -40,12 +40,22 @@ class Coder:
 
     def encode(self, data: bytes | memoryview) -> Sequence[memoryview]:
         """The payload of each shard, in the order of their indexes; those of data are views of ``data``."""
+        payloads = self.encode_some(data, range(self.geometry.shards))
+        return [payloads[index] for index in range(self.geometry.shards)]
+
+    def encode_some(self, data: bytes | memoryview, indexes: Collection[int]) -> dict[int, memoryview]:
+        """The payloads of these shards alone."""
         if self._slow is not None:
-            return self._slow.encode(data)
+            every = self._slow.encode(data)
+            return {index: every[index] for index in indexes}
         rows = self._rows(data)
-        if self._matrix is not None:
-            rows += list(self._matrix.encode(rows))
-        return [row.data for row in rows]
+        wanted = {index: rows[index].data for index in indexes if index < self.geometry.data}
+        parity = sorted(index for index in indexes if index >= self.geometry.data)
+        if parity:
+            assert self._matrix is not None, "without parity all indexes are data"
+            made = self._matrix.encode(rows, [index - self.geometry.data for index in parity])
+            wanted.update((index, row.data) for index, row in zip(parity, made, strict=True))
+        return wanted
 
     def _rows(self, data: bytes | memoryview) -> list[isal.Bytes]:
         """Views of the data shards; one that the data does not fill is a copy with zeros behind."""

@@ -49,10 +49,11 @@ class Matrix:
         found.gf_gen_cauchy1_matrix(_at(self._rows), data + parity, data)
         self._parity_tables = self._tables(self._rows[data:])
 
-    def encode(self, rows: Sequence[Bytes]) -> Bytes:
-        """The parity rows of k data rows of one length."""
-        made = np.empty((self.parity, len(rows[0])), np.uint8)
-        self._multiply(self._parity_tables, rows, list(made))
+    def encode(self, rows: Sequence[Bytes], which: Sequence[int]) -> Bytes:
+        """Some of the parity rows, counted from 0, of k data rows of one length."""
+        made = np.empty((len(which), len(rows[0])), np.uint8)
+        tables = self._parity_tables.reshape(self.parity, -1)[list(which)]
+        self._multiply(np.ascontiguousarray(tables), rows, list(made))
         return made
 
     def decode(self, rows: Mapping[int, Bytes], into: Mapping[int, Bytes]) -> None:

@@ -153,30 +153,58 @@ class Rebuilder:
         manifest = await self._io.load_manifest(entry)
         epoch = entry.newest_epoch
         if found.write or manifest is None or manifest.epoch != epoch or self._has_bad_manifest(entry, epoch):
-            manifest, coded = await self._io.truth(entry)
-            epoch = shard_headers.next_epoch(epoch)
-            written = await self._write(coded, found, epoch, progress)
-            placed = self._placed(entry) | written
-            manifest = replace(manifest, epoch=epoch, placed=placed)
-            await self._io.tell(manifest, sorted(set(placed.values())))
+            refills = manifest is not None and self._only_refills(entry, found, manifest)
+            manifest, coded = await self._io.remake(entry, found.write)
+            if refills and manifest is entry.manifest:
+                await self._write(coded, found, epoch, progress)
+                await self._io.tell(manifest, sorted({*found.write.values(), *found.tell}))
+            else:
+                epoch = shard_headers.next_epoch(epoch)
+                placed = self._placed(entry) | await self._write(coded, found, epoch, progress)
+                manifest = replace(manifest, epoch=epoch, placed=placed)
+                await self._io.tell(manifest, sorted(set(placed.values())))
             changed = True
         elif found.tell:
             changed = bool(await self._io.tell(manifest, found.tell))
-        for copy in found.remove:
+        # One after the other: two copies of a shard must not be each other's proof.
+        for copy in [copy for copy in found.remove if copy.key.index != MANIFEST]:
             changed |= await self._remove(entry, copy, manifest)
-        return changed
+        old = [copy for copy in found.remove if copy.key.index == MANIFEST]
+        gone = await asyncio.gather(*(self._remove(entry, copy, manifest) for copy in old))
+        return changed or any(gone)
 
     async def _write(self, coded: Coded, found: Plan, epoch: int, progress: Progress) -> dict[int, str]:
-        written: dict[int, str] = {}
-        for index, node in found.write.items():
+        async def write(index: int, node: str) -> None:
             await self._io.put_shard(coded, index, epoch, node)
-            written[index] = node
             size = len(coded.payloads[index])
             progress.shards_written += 1
             progress.bytes_written += size
             self.shards_written_total += 1
             self.bytes_written_total += size
-        return written
+
+        outcomes = await asyncio.gather(
+            *(write(index, node) for index, node in found.write.items()), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+        return dict(found.write)
+
+    def _only_refills(self, entry: Entry, found: Plan, manifest: manifests.Manifest) -> bool:
+        """Whether each shard goes where the newest manifest says it is, and nothing of that name is there: the node lost
+        it. Then nothing is replaced, every other node's manifest stays true, and only this node is told.
+        """
+        epoch = entry.newest_epoch
+        return (
+            bool(found.write)
+            and manifest.epoch == epoch
+            and not self._has_bad_manifest(entry, epoch)
+            and all(
+                manifest.placed.get(index) == node
+                and node not in entry.where.get(Key(entry.stripe, epoch, index), ())
+                for index, node in found.write.items()
+            )
+        )
 
     def _placed(self, entry: Entry) -> dict[int, str]:
         placed: dict[int, str] = {}

@@ -8,7 +8,7 @@ manifest that says so; whatever is left when it is killed between the two is eno
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from diffkeeper.domain import errors, manifests, segments, stripes
 from diffkeeper.domain.shard_headers import Key, Stripe
@@ -177,7 +177,18 @@ class StripeIO:
 
     async def truth(self, entry: Entry) -> tuple[manifests.Manifest, Coded]:
         """The stripe decoded, believed and coded anew, and what its manifest must say. Raises Corrupt."""
+        return await self._truth(entry, await self.read(entry))
+
+    async def remake(self, entry: Entry, indexes: Collection[int]) -> tuple[manifests.Manifest, Coded]:
+        """The same for some shards of a stripe alone, as long as its manifest agrees with them."""
         assembled = await self.read(entry)
+        if entry.manifest is not None:
+            coded = await asyncio.to_thread(assembly.code_some, assembled, entry.manifest, indexes)
+            if coded is not None:
+                return entry.manifest, coded
+        return await self._truth(entry, assembled)
+
+    async def _truth(self, entry: Entry, assembled: Assembled) -> tuple[manifests.Manifest, Coded]:
         coded = await asyncio.to_thread(
             assembly.code_bytes, assembled.segment, assembled.data, entry.stripe.geometry
         )
