@@ -51,11 +51,15 @@ class Rebuilder:
         catalogue: Catalogue,
         book: DamageBook,
         io: StripeIO,
+        bytes_per_s: int,
     ) -> None:
         self._fleet = fleet
         self._catalogue = catalogue
         self._book = book
         self._io = io
+        self._bytes_per_s = bytes_per_s
+        # When the budget is used up to, by the loop's clock.
+        self._paid_until = 0.0
         self._round = asyncio.Lock()
         self._busy: dict[Stripe, asyncio.Lock] = {}
         self._plans: dict[Stripe, tuple[tuple[object, ...], Plan]] = {}
@@ -83,6 +87,8 @@ class Rebuilder:
 
             async def mend(stripe: Stripe) -> None:
                 async with slots:
+                    if patient:
+                        await self._pay(stripe)
                     await self._mend_or_say(stripe, progress, patient)
 
             try:
@@ -90,6 +96,22 @@ class Rebuilder:
             finally:
                 progress.running = False
             return progress
+
+    async def _pay(self, stripe: Stripe) -> None:
+        """Wait until the budget bears the reading and writing of a stripe; one that has nothing to spare does not wait."""
+        entry = self._catalogue.entries.get(stripe)
+        if entry is None or entry.manifest is None:
+            return
+        found = self.plan(entry, patient=True)
+        if not found.write or planner.spare(stripe.geometry, found) <= 0:
+            return
+        geometry = stripe.geometry
+        # Each shard that is written is read back.
+        shards = geometry.data + 2 * len(found.write)
+        size = shards * geometry.payload_bytes(entry.manifest.segment_bytes)
+        now = asyncio.get_running_loop().time()
+        self._paid_until = max(self._paid_until, now) + size / self._bytes_per_s
+        await asyncio.sleep(self._paid_until - now)
 
     def plan(self, entry: Entry, *, patient: bool) -> Plan:
         """What is to be done about a stripe; remembered until something it follows from has changed."""

@@ -46,7 +46,7 @@ class RepairService:
         self.memory = Memory(directory / "memory.json")
         self.fleet = StorageFleet(nodes, self.catalogue, self.book, self.memory, now_us, wanted.grace_s)
         self.io = StripeIO(self.fleet, self.catalogue, self.book, Streams(logs), now_us)
-        self.rebuilder = Rebuilder(self.fleet, self.catalogue, self.book, self.io)
+        self.rebuilder = Rebuilder(self.fleet, self.catalogue, self.book, self.io, wanted.rebuild_bytes_per_s)
         self.scrubber = Scrubber(
             self.fleet,
             self.catalogue,
