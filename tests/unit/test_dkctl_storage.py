@@ -159,3 +159,22 @@ def test_the_bench_of_coding_judges_by_the_ratio() -> None:
         "decode 2+8, of the bare rate": "short",
         "bytes 2+8, above n/k": "reached",
     }
+
+
+def test_the_bench_of_rebuilding_judges_by_the_disk_and_by_what_a_writer_feels() -> None:
+    rebuilt: dict[str, Any] = {"bytes": 256e6, "bytes_per_s": 150e6, "disk_bytes_per_s": 200e6}
+    one: dict[str, Any] = {
+        "geometry": "4+2",
+        "rebuild": rebuilt | {"processor_s": 1.0, "nodes_processor_s": 1.0},
+        "foreground": {
+            "quiet_ms": [1.0] * 99 + [9.0],
+            "mending_ms": [1.2] * 100,
+            "mended_bytes": 9e7,
+            "budget_bytes_per_s": 64e6,
+        },
+    }
+    judged = {figure.name: figure.result for figure in erasure.report([], [one]).figures}
+    assert judged == {"rebuild 4+2, a node of 256 MB": "reached", "append p99 while rebuilding": "short"}
+    fast = one | {"rebuild": one["rebuild"] | {"disk_bytes_per_s": 900e6}}
+    judged = {figure.name: figure.result for figure in erasure.report([], [fast]).figures}
+    assert judged["rebuild 4+2, a node of 256 MB"] == "short"

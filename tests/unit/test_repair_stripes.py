@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import itertools
 import random
@@ -195,3 +196,22 @@ async def test_filling_a_wiped_node_again_touches_no_other_node(tmp_path: Path) 
     assert await rig.read_all() == sealed(rig)
     await rig.mend()
     assert (await rig.service.scrub())["found"] == 0 and rig.service.book.open == []
+
+
+async def test_rebuilding_by_itself_keeps_to_its_budget_unless_nothing_is_to_spare(tmp_path: Path) -> None:
+    rig = await rig_with_frames(tmp_path, 5, "2+3", rebuild_bytes_per_s=1)
+    rig.stores["node-01"].wipe()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await rig.mend(patient=True)
+    assert rig.stores["node-01"].items == {}
+    for name in ("node-02", "node-03"):
+        rig.stores[name].wipe()
+    async with asyncio.timeout(20):
+        await rig.mend(patient=True)
+    assert all(store.items for store in rig.stores.values()) and rig.service.health()["ok"]
+    # Whoever asks for it now does not wait.
+    rig.stores["node-01"].wipe()
+    async with asyncio.timeout(20):
+        await rig.mend()
+    assert rig.stores["node-01"].items

@@ -22,7 +22,7 @@ from diffkeeper_repair.fleet import StorageFleet
 from diffkeeper_repair.planner import Copy, Plan
 from diffkeeper_repair.stripe_io import StripeIO
 
-IN_FLIGHT = 2
+IN_FLIGHT = 4
 LOOK_EVERY_S = 5.0
 # Passes over one stripe: write, tell, remove, and one more for what a node did meanwhile.
 _MAX_PASSES = 6
