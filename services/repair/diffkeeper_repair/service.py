@@ -17,6 +17,7 @@ from diffkeeper_repair.damages import DamageBook
 from diffkeeper_repair.fleet import StorageFleet, StorageNode
 from diffkeeper_repair.frame_finder import FrameFinder
 from diffkeeper_repair.memory import Memory
+from diffkeeper_repair.merger import Merger
 from diffkeeper_repair.rebuilder import Rebuilder
 from diffkeeper_repair.recoder import Recoder
 from diffkeeper_repair.scrubber import Scrubber
@@ -58,10 +59,11 @@ class RepairService:
             wanted.scrub_bytes_per_s,
             wanted.scrub_every_s,
         )
+        self.merger = Merger(
+            self.catalogue, self.rebuilder, self.io, self.geometry_of, wanted.scrub_bytes_per_s
+        )
         self.recoder = Recoder(
-            self.fleet,
             self.catalogue,
-            self.book,
             self.rebuilder,
             self.io,
             self.geometry_of,
@@ -114,6 +116,7 @@ class RepairService:
             group.create_task(self.rebuilder.run(), name="rebuild")
             group.create_task(self.scrubber.run(), name="scrub")
             group.create_task(self.recoder.run(), name="recode")
+            group.create_task(self.merger.run(), name="merge")
 
     async def _seal(self) -> None:
         # Without a majority of what is known, "not sealed yet" may only mean "not seen yet".

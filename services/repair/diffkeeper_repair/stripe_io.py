@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 
 from diffkeeper.domain import errors, manifests, segments, stripes
-from diffkeeper.domain.shard_headers import Key, Stripe
+from diffkeeper.domain.shard_headers import MANIFEST, Key, Stripe
 from diffkeeper_repair import assembly
 from diffkeeper_repair.assembly import Assembled, Coded, Shard
 from diffkeeper_repair.catalogue import Catalogue, Entry
@@ -312,6 +312,25 @@ class StripeIO:
             )
         self._catalogue.entries.setdefault(manifest.stripe, Entry(manifest.stripe)).manifest = manifest
         return told
+
+    # -- removing --------------------------------------------------------------------------------------------
+
+    async def drop(self, entry: Entry) -> None:
+        """Remove a stripe that another has replaced, where its nodes answer.
+
+        Shards first: a manifest without them says what they were, shards without one might be adopted.
+        """
+        for index in (*range(entry.stripe.geometry.shards), MANIFEST):
+            await asyncio.gather(
+                *(
+                    self._fleet.remove(node, key)
+                    for node, key in entry.copies(index)
+                    if self._fleet.answers(node)
+                )
+            )
+        self._book.settle(entry.stripe, self._fleet.answers)
+        if not entry.where:
+            self._catalogue.forget(entry.stripe)
 
 
 def quorum(geometry: stripes.Geometry) -> int:
