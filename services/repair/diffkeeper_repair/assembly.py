@@ -95,8 +95,14 @@ def assemble(stripe: shard_headers.Stripe, shards: Sequence[Shard]) -> Assembled
     raise trouble or _nothing_left(stripe)
 
 
-def mend(stripe: shard_headers.Stripe, good: Sequence[Shard], damaged: Sequence[Shard]) -> Assembled:
-    """The segment from fewer good shards than it needs and what damaged ones still say; raises Corrupt.
+def mend(
+    stripe: shard_headers.Stripe,
+    good: Sequence[Shard],
+    damaged: Sequence[Shard],
+    donors: Sequence[bytes] = (),
+) -> Assembled:
+    """The segment from fewer good shards than it needs, what damaged ones still say and ``donors``, which are segments
+    that may be like it; raises Corrupt.
 
     All shards that do not agree with the segment are in ``liars``.
     """
@@ -117,6 +123,7 @@ def mend(stripe: shard_headers.Stripe, good: Sequence[Shard], damaged: Sequence[
                 others,
                 size,
                 digest,
+                donors,
             )
             segment = segments.decode_believed(data)
             if segment.volume != stripe.volume:

@@ -12,6 +12,7 @@ import msgspec
 from diffkeeper.domain import errors, stripes
 from diffkeeper.log import event_log
 from diffkeeper_repair import health
+from diffkeeper_repair.beyond_parity import BeyondParity
 from diffkeeper_repair.catalogue import Catalogue
 from diffkeeper_repair.damages import DamageBook
 from diffkeeper_repair.fleet import StorageFleet, StorageNode
@@ -46,7 +47,9 @@ class RepairService:
         self.book = DamageBook(directory / "damages.json", now_us)
         self.memory = Memory(directory / "memory.json")
         self.fleet = StorageFleet(nodes, self.catalogue, self.book, self.memory, now_us, wanted.grace_s)
-        self.io = StripeIO(self.fleet, self.catalogue, self.book, Streams(logs), now_us)
+        self.io = StripeIO(
+            self.fleet, self.catalogue, self.book, BeyondParity(self.catalogue, Streams(logs)), now_us
+        )
         self.rebuilder = Rebuilder(self.fleet, self.catalogue, self.book, self.io, wanted.rebuild_bytes_per_s)
         self.scrubber = Scrubber(
             self.fleet,

@@ -9,15 +9,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
 
 from diffkeeper.domain import errors, manifests, segments, stripes
 from diffkeeper.domain.shard_headers import MANIFEST, Key, Stripe
 from diffkeeper_repair import assembly
 from diffkeeper_repair.assembly import Assembled, Coded, Shard
+from diffkeeper_repair.beyond_parity import BeyondParity
 from diffkeeper_repair.catalogue import Catalogue, Entry
 from diffkeeper_repair.damages import Cause, DamageBook
 from diffkeeper_repair.fleet import StorageFleet
-from diffkeeper_repair.streams import Streams
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What there is of a stripe that parity does not give back."""
+
+    shards: Sequence[Shard]
+    damaged: Sequence[Shard]
+    trouble: errors.Corrupt | None
 
 
 class StripeIO:
@@ -26,19 +37,25 @@ class StripeIO:
         fleet: StorageFleet,
         catalogue: Catalogue,
         book: DamageBook,
-        streams: Streams,
+        beyond: BeyondParity,
         now_us: Callable[[], int],
     ) -> None:
         self._fleet = fleet
         self._catalogue = catalogue
         self._book = book
-        self._streams = streams
+        self._beyond = beyond
         self._now_us = now_us
+        self.mended_by_likeness_total = 0
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     async def read(self, entry: Entry) -> Assembled:
         """The segment of a stripe; raises Corrupt, and notes it as lost, when what answers does not give it."""
+        found = await self._from_parity(entry)
+        return found if isinstance(found, Assembled) else await self._salvage(entry, found)
+
+    async def _from_parity(self, entry: Entry) -> Assembled | _Left:
+        """From enough whole shards; otherwise what there is of it."""
         need = entry.stripe.geometry.data
         waiting = self._candidates(entry)
         shards: list[Shard] = []
@@ -70,34 +87,46 @@ class StripeIO:
                     trouble = again
                     continue
             return self._believe(entry, assembled)
-        return await self._salvage(entry, shards, damaged, trouble)
+        return _Left(shards, damaged, trouble)
 
     def _believe(self, entry: Entry, assembled: Assembled) -> Assembled:
         self._report(entry, assembled.liars, Cause.LIE, "it agrees with itself and not with its segment")
+        return self._readable(entry, assembled)
+
+    def _readable(self, entry: Entry, assembled: Assembled) -> Assembled:
         self._book.readable(entry.stripe)
         self._catalogue.strange.discard(entry.stripe)
         return assembled
 
-    async def _salvage(
-        self, entry: Entry, shards: Sequence[Shard], damaged: Sequence[Shard], trouble: errors.Corrupt | None
-    ) -> Assembled:
-        """Where parity ends: the streams, then what damaged shards still agree on. Raises Corrupt, and notes the
-        stripe as lost.
+    async def _salvage(self, entry: Entry, left: _Left) -> Assembled:
+        """Where parity ends: the streams, then what damaged shards still agree on, then that and what is like them.
+        Raises Corrupt, and notes the stripe as lost.
         """
-        good, bad = await asyncio.to_thread(assembly.sift, shards)
+        trouble = left.trouble
+        good, bad = await asyncio.to_thread(assembly.sift, left.shards)
         self._report(entry, bad, Cause.DIGEST, "its bytes are not those of its digest")
-        found = await self._from_streams(entry, good)
+        found = await self._beyond.from_streams(entry, good)
         if found is not None:
             return self._believe(entry, found)
+        hurt = [*left.damaged, *bad]
         try:
-            assembled = await asyncio.to_thread(assembly.mend, entry.stripe, good, [*damaged, *bad])
+            return self._readable(entry, await asyncio.to_thread(assembly.mend, entry.stripe, good, hurt))
         except errors.Corrupt as error:
             if error.reason == "beyond-salvage":
                 trouble = error
-        else:
-            self._book.readable(entry.stripe)
-            self._catalogue.strange.discard(entry.stripe)
-            return assembled
+        donors = await self._beyond.donors(entry, [*good, *hurt], self._whole)
+        try:
+            found = await asyncio.to_thread(assembly.mend, entry.stripe, good, hurt, donors)
+        except errors.Corrupt:
+            self._lose(entry, good, trouble)
+        self.mended_by_likeness_total += 1
+        return self._readable(entry, found)
+
+    async def _whole(self, entry: Entry) -> Assembled | None:
+        found = await self._from_parity(entry)
+        return found if isinstance(found, Assembled) else None
+
+    def _lose(self, entry: Entry, good: Sequence[Shard], trouble: errors.Corrupt | None) -> NoReturn:
         need = entry.stripe.geometry.data
         lost = trouble or errors.Corrupt(
             f"{_distinct(good)} good shards of {entry.stripe.segment} of {entry.stripe.volume} can be reached and "
@@ -107,23 +136,6 @@ class StripeIO:
         )
         self._book.report_lost(entry.stripe, lost.message)
         raise lost
-
-    async def _from_streams(self, entry: Entry, shards: Sequence[Shard]) -> Assembled | None:
-        """The frames it was sealed of, where they still stand. Notes as strange what the streams contradict."""
-        known = entry.manifest or next((shard.header for shard in shards), None)
-        if known is None:
-            return None
-        span = known.span
-        wires = await self._streams.run(span.stream, range(span.first_sequence, span.last_sequence + 1))
-        if len(wires) == span.count:
-            try:
-                return await asyncio.to_thread(assembly.from_wires, entry.stripe, span, wires, shards)
-            except errors.Corrupt:
-                self._catalogue.strange.add(entry.stripe)
-        elif wires and await self._streams.last(span.stream) < span.first_sequence + len(wires):
-            # It claims more than the stream ever had, so what the stream has is not what it claims.
-            self._catalogue.strange.add(entry.stripe)
-        return None
 
     def _candidates(self, entry: Entry) -> list[tuple[str, Key]]:
         """Copies on nodes that answer: good ones first, data before parity, one of each index before the second."""
