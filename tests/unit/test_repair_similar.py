@@ -13,7 +13,8 @@ from tests.support import framing
 from tests.support.repair_rig import ORIGIN, RepairRig
 
 from diffkeeper.domain import clocks, deltas, errors, frames, positions, shard_headers, stripes
-from diffkeeper_repair import coder, salvage, similar
+from diffkeeper.shards.file_shard_store import SUFFIX
+from diffkeeper_repair import coder, rescue, salvage, similar
 from diffkeeper_repair.damages import State
 
 PAGE_BYTES = 8192
@@ -192,3 +193,28 @@ def test_chain_frames_do_not_pass_for_a_page() -> None:
     """Two frames of the same length that share nothing but their form: nothing of one fills a gap of the other."""
     one, other = (next(framing.chain(1, seed=seed, size=4000)).wire for seed in (1, 2))
     assert similar.fills(one[1000:2000], one[2300:3300], 300, [other]) == []
+
+
+async def test_rescue_asks_what_it_has_rescued_for_what_parity_does_not_give(tmp_path: Path) -> None:
+    rng = random.Random(8)
+    page = bytearray(rng.randbytes(PAGE_BYTES))
+    versions = [bytes(page)]
+    page[5000:5200] = rng.randbytes(200)
+    versions.append(bytes(page))
+    rig, _ = await rig_with_versions(tmp_path / "rig", versions)
+    rot(rig, 1, begin=2000, size=300, rng=rng)
+    for name, store in rig.stores.items():
+        (tmp_path / name).mkdir()
+        for key, data in store.items.items():
+            (tmp_path / name / f"{key}{SUFFIX}").write_bytes(data)
+    sources = [str(tmp_path / name) for name in rig.stores]
+    report = await rescue.rescue(sources, tmp_path / "back", None)
+    (volume,) = report["volumes"]
+    assert volume["frames"] == 2 and not volume["lost"] and not volume["holes"]
+    # Without the version before, the same damage is a loss that is named.
+    first = rig.service.catalogue.spans(ORIGIN)[0][1].stripe.segment
+    for name in rig.stores:
+        for file in (tmp_path / name).glob(f"*{first}*"):
+            file.unlink()
+    (volume,) = (await rescue.rescue(sources, tmp_path / "less", None))["volumes"]
+    assert [(one["first"], one["last"]) for one in volume["lost"]] == [("1.2", "1.2")]

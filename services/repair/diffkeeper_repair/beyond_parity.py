@@ -11,10 +11,6 @@ from diffkeeper_repair.assembly import Assembled, Shard
 from diffkeeper_repair.catalogue import Catalogue, Entry
 from diffkeeper_repair.streams import Streams
 
-# Segments that are asked how like they are to a damaged one, and those of them that are searched.
-_NEIGHBOURS = 12
-_DONORS = 4
-
 
 class BeyondParity:
     def __init__(self, catalogue: Catalogue, streams: Streams) -> None:
@@ -49,7 +45,7 @@ class BeyondParity:
         span = entry.manifest.span
         others = [one for one in self._catalogue.spans(span.stream) if one[1] is not entry]
         others.sort(key=lambda one: abs(one[0].first_sequence - span.first_sequence))
-        found = [await read(other) for _, other in others[:_NEIGHBOURS]]
+        found = [await read(other) for _, other in others[: similar.NEIGHBOURS]]
         said = b"".join(shard.payload for shard in left)
         whole = [bytes(one.data) for one in found if one is not None]
-        return await asyncio.to_thread(similar.nearest, said, whole, _DONORS)
+        return await asyncio.to_thread(similar.nearest, said, whole, similar.DONORS)

@@ -30,6 +30,9 @@ _AWAY = (0, 32, 128, 512)
 REACH_BYTES = 1024
 _COMPARED = 128
 _MAX_PLACES = 16
+# Segments that are asked how like they are to a damaged one, and those of them that are searched.
+NEIGHBOURS = 12
+DONORS = 4
 MAX_FILLS = 3
 
 
@@ -64,7 +67,7 @@ def fills(before: bytes, after: bytes, size: int, donors: Sequence[bytes]) -> li
     """Up to MAX_FILLS different runs of ``size`` bytes that donors hold between surroundings like these, the likest first."""
     found: dict[bytes, int] = {}
     for donor in donors:
-        for at in _places(before, after, size, donor):
+        for at in sorted(set(_places(before, after, size, donor))):
             fill = donor[at : at + size]
             alike = _alike_backward(donor[max(0, at - _COMPARED) : at], before) + _alike_forward(
                 donor[at + size : at + size + _COMPARED], after
@@ -103,8 +106,11 @@ def _all(donor: bytes, piece: bytes) -> Iterator[int]:
 
 
 def _alike_backward(one: bytes, other: bytes) -> int:
-    return _alike_forward(one[::-1], other[::-1])
+    """How many bytes before the ends of both are the same, place by place."""
+    size = min(len(one), len(other))
+    return _alike_forward(one[len(one) - size :], other[len(other) - size :])
 
 
 def _alike_forward(one: bytes, other: bytes) -> int:
-    return sum(a == b for a, b in zip(one, other, strict=False))
+    size = min(len(one), len(other))
+    return int(np.count_nonzero(np.frombuffer(one[:size], np.uint8) == np.frombuffer(other[:size], np.uint8)))
