@@ -66,9 +66,11 @@ def mend(
         work.take(choice)
     if donors and work.open.size:
         work.listen_to(donors)
-        for choice in itertools.islice(_choices(work.voices, need), MAX_CHOICES):
-            if work.open.size and any(guess for _, guess in choice):
-                work.take(choice)
+        guessing = (choice for choice in _choices(work.voices, need) if any(guess for _, guess in choice))
+        for choice in itertools.islice(guessing if work.guesses else (), MAX_CHOICES):
+            if not work.open.size:
+                break
+            work.take(choice)
     for data in itertools.islice(work.readings(), MAX_READINGS):
         if blake3(data).digest() == segment_hash:
             return data
@@ -163,6 +165,10 @@ class _Work:
         )
 
     @property
+    def guesses(self) -> bool:
+        return any(guess for _, guess in self.voices)
+
+    @property
     def nothing_agrees(self) -> bool:
         return bool(self.open.size == self._cells)
 
@@ -214,9 +220,30 @@ def _known_after(segment: Bytes, known: npt.NDArray[np.bool_], at: int) -> bytes
 
 
 def _choices(voices: Sequence[Voice], count: int) -> Iterator[tuple[Voice, ...]]:
-    """First the stretches, of which few wrong shards cannot spoil all; then every choice. One voice for a shard."""
-    around = [*voices, *voices]
-    windows = [tuple(sorted(around[at : at + count])) for at in range(len(voices))]
-    for choice in dict.fromkeys(itertools.chain(windows, itertools.combinations(voices, count))):
-        if len({index for index, _ in choice}) == count:
-            yield choice
+    """Ways to take ``count`` shards, one voice for each, made one by one: there may be more than anybody can count.
+
+    First the stretches of shards, of which few wrong ones cannot spoil all; of each the shards themselves, then the first
+    guess for all that have one, and so on. Only then the mixtures.
+    """
+    of_shard: dict[int, list[Voice]] = {}
+    for voice in sorted(voices):
+        of_shard.setdefault(voice[0], []).append(voice)
+    most = max(map(len, of_shard.values()), default=0)
+    for subset in _subsets(sorted(of_shard), count):
+        alike = [
+            tuple(of_shard[index][min(turn, len(of_shard[index]) - 1)] for index in subset)
+            for turn in range(most)
+        ]
+        yield from dict.fromkeys(alike)
+    for subset in _subsets(sorted(of_shard), count) if most > 1 else ():
+        yield from itertools.product(*(of_shard[index] for index in subset))
+
+
+def _subsets(indexes: Sequence[int], count: int) -> Iterator[tuple[int, ...]]:
+    around = [*indexes, *indexes]
+    windows = {tuple(sorted(around[at : at + count])): None for at in range(len(indexes))}
+    if len(indexes) >= count:
+        yield from windows
+    for subset in itertools.combinations(indexes, count):
+        if subset not in windows:
+            yield subset
