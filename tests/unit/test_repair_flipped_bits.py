@@ -14,7 +14,7 @@ from diffkeeper.domain.shard_headers import Key, Stripe
 from diffkeeper_repair.damages import State
 
 FLIPS = 10_000
-FLIPS_A_ROUND = 250
+FLIPS_A_ROUND = 500
 SEGMENTS = 3
 Item = tuple[str, Key]
 
