@@ -86,7 +86,7 @@ async def test_bits_flipped_in_every_shard_are_repaired_or_named_and_never_read(
     rig, wires = await rig_with_segments(tmp_path)
     rig.lose_streams()
     seen: Counter[str] = Counter()
-    for _ in range(25):
+    for _ in range(12):
         doomed = rng.choice(list(wires))
         kept = {(node, key): rig.stores[node].items[key] for node, key in all_items(rig)}
         for item in [one for one in rig.items() if one[1].stripe == doomed]:

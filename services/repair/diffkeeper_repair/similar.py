@@ -38,15 +38,14 @@ MAX_FILLS = 3
 
 def sketch(data: bytes | memoryview) -> Sketch:
     """Two sketches agree in about as many places as the data share of their shingles."""
-    size = len(data) - _SHINGLE + 1
-    if size <= 0:
-        return _EMPTY
-    shingles = np.lib.stride_tricks.as_strided(
-        np.frombuffer(data, np.uint8), shape=(size, _SHINGLE), strides=(1, 1)
-    )
-    mixed = np.ascontiguousarray(shingles).view(np.uint64).reshape(-1) * _MIX
-    mixed ^= mixed >> _HALF
-    sampled = np.unique(mixed[(mixed & _SAMPLED) == 0])
+    kept: list[Sketch] = []
+    # Shingles begin at every byte; those that begin eight bytes apart are words that stand in a row.
+    for shift in range(min(_SHINGLE, max(0, len(data) - _SHINGLE + 1))):
+        words = np.frombuffer(data, np.uint64, count=(len(data) - shift) // _SHINGLE, offset=shift)
+        mixed = words * _MIX
+        mixed ^= mixed >> _HALF
+        kept.append(mixed[(mixed & _SAMPLED) == 0])
+    sampled = np.unique(np.concatenate(kept)) if kept else _EMPTY[:0]
     if not sampled.size:
         return _EMPTY
     return np.array([(sampled * odd).min() for odd in _ODD], np.uint64)
@@ -54,6 +53,12 @@ def sketch(data: bytes | memoryview) -> Sketch:
 
 def likeness(one: Sketch, other: Sketch) -> float:
     return float((one == other).mean())
+
+
+def likest(wanted: Sketch, kept: Sequence[tuple[float, bytes]], data: bytes) -> Sequence[tuple[float, bytes]]:
+    """``kept`` with one more candidate, as far as it is among the DONORS likest."""
+    ranked = sorted([*kept, (likeness(wanted, sketch(data)), data)], key=lambda one: -one[0])
+    return ranked[:DONORS]
 
 
 def nearest(left: bytes | memoryview, candidates: Sequence[bytes], count: int) -> list[bytes]:

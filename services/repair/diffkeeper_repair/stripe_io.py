@@ -115,9 +115,12 @@ class StripeIO:
             if error.reason == "beyond-salvage":
                 trouble = error
         donors = await self._beyond.donors(entry, [*good, *hurt], self._whole)
+        if not donors:
+            self._lose(entry, good, trouble)
         try:
             found = await asyncio.to_thread(assembly.mend, entry.stripe, good, hurt, donors)
         except errors.Corrupt:
+            self._beyond.was_in_vain(entry)
             self._lose(entry, good, trouble)
         self.mended_by_likeness_total += 1
         return self._readable(entry, found)
