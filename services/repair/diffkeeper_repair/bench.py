@@ -1,8 +1,8 @@
 """``python -m diffkeeper_repair.bench``: what coding segments costs beside pyeclib alone. JSON on stdout.
 
 Ours is what the service does for a stripe: for encoding the segment's hash, the code, the digest of every shard and its
-header; for decoding the headers of k shards, the code, the segment's hash. Two stripes are in flight, as
-in the rebuilder, so that one is hashed on a second core while another is coded. The baseline is pyeclib in a
+header; for decoding the headers of k shards, the code, the segment's hash. Two stripes are in flight,
+so that one is hashed on a second core while another is coded. The baseline is pyeclib in a
 loop with nothing checked. Rounds alternate, so that both meet the same noise; the best of each counts.
 """
 
