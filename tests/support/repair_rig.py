@@ -97,6 +97,13 @@ class RepairRig:
             if (key.index < 0) == manifests
         ]
 
+    def lose_streams(self, origin: volumes.Origin = ORIGIN, count: int | None = None) -> None:
+        """The first messages of a stream, or all of them, at every site."""
+        for site in self.logs:
+            messages = self.broker.stream(site, origin).messages
+            for place in range(len(messages) if count is None else count):
+                messages[place] = None
+
     def flip(self, node: str, key: Key, bit: int) -> None:
         data = bytearray(self.stores[node].items[key])
         data[bit // 8] ^= 1 << bit % 8

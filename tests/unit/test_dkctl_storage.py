@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
-from dkctl import exits, output
+from diffkeeper.domain import positions
+from dkctl import client, exits, lost_files, output
 from dkctl.bench import erasure
 from dkctl.commands import health, nodes, rebuild, rescue, scrub
 
@@ -159,3 +160,49 @@ def test_the_bench_of_coding_judges_by_the_ratio() -> None:
         "decode 2+8, of the bare rate": "short",
         "bytes 2+8, above n/k": "reached",
     }
+
+
+def test_the_bench_of_rebuilding_judges_by_the_disk_and_by_what_a_writer_feels() -> None:
+    rebuilt: dict[str, Any] = {"bytes": 256e6, "bytes_per_s": 150e6, "disk_bytes_per_s": 200e6}
+    one: dict[str, Any] = {
+        "geometry": "4+2",
+        "rebuild": rebuilt | {"processor_s": 1.0, "nodes_processor_s": 1.0},
+        "foreground": {
+            "quiet_ms": [1.0] * 99 + [9.0],
+            "mending_ms": [1.2] * 100,
+            "mended_bytes": 9e7,
+            "budget_bytes_per_s": 64e6,
+        },
+    }
+    judged = {figure.name: figure.result for figure in erasure.report([], [one]).figures}
+    assert judged == {"rebuild 4+2, a node of 256 MB": "reached", "append p99 while rebuilding": "short"}
+    fast = one | {"rebuild": one["rebuild"] | {"disk_bytes_per_s": 900e6}}
+    judged = {figure.name: figure.result for figure in erasure.report([], [fast]).figures}
+    assert judged["rebuild 4+2, a node of 256 MB"] == "short"
+
+
+class HistoryOfFrames:
+    """As much of control as knows which frame changed what."""
+
+    def __init__(self, frames: dict[str, list[str]]) -> None:
+        self.frames = frames
+
+    def history(self, volume: str, action: str, query: Any) -> dict[str, Any]:
+        assert (volume, action) == ("orders", "log")
+        after = positions.parse(dict(query)["after"])
+        told = [
+            {"position": position, "paths": [{"path": path} for path in paths], "paths_total": len(paths)}
+            for position, paths in self.frames.items()
+            if positions.parse(position) > after
+        ]
+        return {"frames": told[:2]}
+
+
+def test_lost_segments_name_the_files_they_changed() -> None:
+    one = LOST | {"first": "2.1", "last": "2.3"}
+    found = an_answer(ok=False, volume={"spare": 0, "lost": [one], "lost_segments": 1})
+    frames = {"1.9": ["before"], "2.1": ["a"], "2.2": ["a", "b"], "2.3": ["c", "d", "b"], "2.4": ["later"]}
+    lost_files.add_to(found, cast(client.Control, HistoryOfFrames(frames)))
+    (named,) = found["volumes"][0]["lost"]
+    assert (sorted(named["files"]), named["files_total"]) == (["a", "b", "c", "d"], 4)
+    assert "c, d, b and 1 more" in output.render(health.of_health(found), "table")

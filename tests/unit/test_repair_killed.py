@@ -10,6 +10,7 @@ import pytest
 from tests.support import framing
 from tests.support.repair_rig import ORIGIN, RepairRig
 
+from diffkeeper.domain import frames
 from diffkeeper.domain.shard_headers import Key
 from diffkeeper.shards import shard_store
 from diffkeeper.shards.memory_shard_store import MemoryShardStore
@@ -159,3 +160,30 @@ async def test_two_services_at_once_do_each_other_no_harm(tmp_path: Path) -> Non
         assert rig.service.health()["volumes"][0]["spare"] == 3, rig.service.health()
     assert len(one.items()) == 5 * len({key.stripe for _, key in one.items()})
     assert one.service.catalogue.frontier(ORIGIN) == 12
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", [1, 5, 6, 10, 11, 15, 16, 50, 90])
+async def test_killed_while_merging(tmp_path: Path, at: int, after: bool) -> None:
+    """Five shards and five manifests of the large segment, then ten items of each of eight small ones are removed."""
+    rig = RepairRig(tmp_path, 5, "2+3")
+    await rig.begin()
+    sent: list[frames.Frame] = []
+    for number in range(8):
+        tip = frames.Tip(sent[-1].position, sent[-1].hash) if sent else frames.ORIGIN_TIP
+        sent += await rig.log(framing.chain(2, parent=tip, seed=number))
+        await rig.seal()
+    wires = [frame.wire for frame in sent]
+    fate = Fate(at, after=after)
+    doom(rig, fate)
+    with contextlib.suppress(Killed, BaseExceptionGroup):
+        await rig.service.merger.round()
+    assert fate.is_dead
+    rig.make()
+    await rig.begin()
+    assert await rig.read_all() == wires
+    for _ in range(2):
+        await mend(rig)
+        await rig.service.merger.round()
+    assert len(rig.service.catalogue.spans(ORIGIN)) == 1
+    await check_whole(rig, wires)

@@ -146,3 +146,24 @@ async def test_rescue_mends_what_is_damaged_in_every_directory(tmp_path: Path) -
     )
     (volume,) = report["volumes"]
     assert volume["frames"] == 30 and not volume["lost"] and len(report["damaged"]) == 3
+
+
+def test_the_widest_stripes_are_given_up_without_counting_their_choices() -> None:
+    """Of 32 shards there are 601 million ways to take 16."""
+    geometry = stripes.Geometry(16, 16)
+    chance = random.Random(11)
+    data = chance.randbytes(3000)
+    garbage = {index: bytearray(chance.randbytes(188)) for index in range(32)}
+    assert geometry.payload_bytes(len(data)) == 188
+    with pytest.raises(errors.Corrupt) as caught:
+        mended(geometry, data, garbage, list(garbage))
+    assert caught.value.reason == "beyond-salvage"
+    with pytest.raises(errors.Corrupt):
+        salvage.mend(
+            geometry,
+            {},
+            {index: bytes(one) for index, one in garbage.items()},
+            len(data),
+            blake3(data).digest(),
+            [data[:100] + b"".join(bytes(one) for one in garbage.values())],
+        )

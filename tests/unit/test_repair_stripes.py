@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import itertools
 import random
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from tests.support import framing
 from tests.support.repair_rig import ORIGIN, RepairRig
 
-from diffkeeper.domain import errors, frames
+from diffkeeper.domain import errors, frames, manifests
 from diffkeeper_repair.damages import Cause
 
 
@@ -117,6 +119,7 @@ async def test_more_lost_than_parity_covers_is_named_and_the_rest_stays_usable(t
     await rig.seal()
     spans = rig.service.catalogue.spans(ORIGIN)
     assert len(spans) == 2
+    rig.lose_streams(count=10)
     doomed = spans[0][1].stripe
     for store in list(rig.stores.values())[:3]:
         for key in [key for key in store.items if key.stripe == doomed and key.index >= 0]:
@@ -167,3 +170,48 @@ async def test_a_message_that_one_site_lost_is_sealed_from_the_other(tmp_path: P
     assert await rig.read_all() == [frame.wire for frame in sent]
     assert {damage.cause for damage in rig.service.book.past} == {Cause.STREAM}
     assert rig.service.book.open == [], "what the stream lost stands in shards now"
+
+
+async def test_filling_a_wiped_node_again_touches_no_other_node(tmp_path: Path) -> None:
+    rig = await rig_with_frames(tmp_path, 6, "4+2")
+    before = {name: dict(store.items) for name, store in rig.stores.items()}
+    rig.stores["node-03"].wipe()
+    await rig.mend()
+    assert {name: dict(store.items) for name, store in rig.stores.items()} == before
+    # Where the manifests lie about the shard, nothing is filled in by their word.
+    ((_, entry),) = rig.service.catalogue.spans(ORIGIN)
+    known = entry.manifest
+    assert known is not None
+    index = next(index for index, node in known.placed.items() if node == "node-03")
+    digests = [bytes(32) if place == index else digest for place, digest in enumerate(known.digests)]
+    lie = manifests.encode(dataclasses.replace(known, digests=tuple(digests)))
+    for store in rig.stores.values():
+        store.items[known.key] = lie
+    rig.stores["node-03"].wipe()
+    rig.make()
+    await rig.begin()
+    await rig.mend()
+    ((_, entry),) = rig.service.catalogue.spans(ORIGIN)
+    assert entry.manifest is not None and entry.manifest.digests == known.digests
+    assert await rig.read_all() == sealed(rig)
+    await rig.mend()
+    assert (await rig.service.scrub())["found"] == 0 and rig.service.book.open == []
+
+
+async def test_rebuilding_by_itself_keeps_to_its_budget_unless_nothing_is_to_spare(tmp_path: Path) -> None:
+    rig = await rig_with_frames(tmp_path, 5, "2+3", rebuild_bytes_per_s=1)
+    rig.stores["node-01"].wipe()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await rig.mend(patient=True)
+    assert rig.stores["node-01"].items == {}
+    for name in ("node-02", "node-03"):
+        rig.stores[name].wipe()
+    async with asyncio.timeout(20):
+        await rig.mend(patient=True)
+    assert all(store.items for store in rig.stores.values()) and rig.service.health()["ok"]
+    # Whoever asks for it now does not wait.
+    rig.stores["node-01"].wipe()
+    async with asyncio.timeout(20):
+        await rig.mend()
+    assert rig.stores["node-01"].items

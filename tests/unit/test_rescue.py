@@ -130,7 +130,7 @@ def test_a_tree_is_not_made_from_a_segment_that_was_changed_after_the_rescue(tmp
     log = tmp_path / "log" / "east"
     log.mkdir(parents=True)
     name = segments.name_of(made.segment_hash)
-    (log / f"1-21.{name}.dkseg").write_bytes(made.data[:-1] + b"x")
+    (log / f"1-21.{name}.dkseg").write_bytes(bytes(made.data[:-1]) + b"x")
     with pytest.raises(errors.Corrupt) as caught:
         materialise.materialise("orders", tmp_path / "log", tmp_path / "tree")
     assert caught.value.reason == "damaged-segment"

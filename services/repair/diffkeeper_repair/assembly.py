@@ -7,7 +7,7 @@ then read from the segment itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -29,7 +29,7 @@ class Shard:
 @dataclass(frozen=True, slots=True)
 class Assembled:
     segment: segments.Segment
-    data: bytes
+    data: bytes | memoryview
     segment_hash: bytes
     # Shards that agree with themselves and not with the segment.
     liars: Sequence[Shard]
@@ -84,7 +84,7 @@ def assemble(stripe: shard_headers.Stripe, shards: Sequence[Shard]) -> Assembled
             data, wrong = coder.decode_believed(
                 stripe.geometry, [(one.header.index, one.payload) for one in group], size, digest
             )
-            segment = segments.decode(data, digest)
+            segment = segments.decode_believed(data)
             if segment.volume != stripe.volume:
                 raise _foreign(stripe, segment)
         except errors.Corrupt as error:
@@ -95,8 +95,14 @@ def assemble(stripe: shard_headers.Stripe, shards: Sequence[Shard]) -> Assembled
     raise trouble or _nothing_left(stripe)
 
 
-def mend(stripe: shard_headers.Stripe, good: Sequence[Shard], damaged: Sequence[Shard]) -> Assembled:
-    """The segment from fewer good shards than it needs and what damaged ones still say; raises Corrupt.
+def mend(
+    stripe: shard_headers.Stripe,
+    good: Sequence[Shard],
+    damaged: Sequence[Shard],
+    donors: Sequence[bytes] = (),
+) -> Assembled:
+    """The segment from fewer good shards than it needs, what damaged ones still say and ``donors``, which are segments
+    that may be like it; raises Corrupt.
 
     All shards that do not agree with the segment are in ``liars``.
     """
@@ -117,8 +123,9 @@ def mend(stripe: shard_headers.Stripe, good: Sequence[Shard], damaged: Sequence[
                 others,
                 size,
                 digest,
+                donors,
             )
-            segment = segments.decode(data, digest)
+            segment = segments.decode_believed(data)
             if segment.volume != stripe.volume:
                 raise _foreign(stripe, segment)
         except errors.Corrupt as error:
@@ -132,6 +139,31 @@ def mend(stripe: shard_headers.Stripe, good: Sequence[Shard], damaged: Sequence[
         ]
         return Assembled(segment, data, digest, liars)
     raise trouble or _nothing_left(stripe)
+
+
+def from_wires(
+    stripe: shard_headers.Stripe, span: segments.Span, wires: Sequence[bytes], shards: Sequence[Shard]
+) -> Assembled:
+    """The segment from its frames as a stream holds them; raises Corrupt unless they are those that were sealed.
+
+    ``shards`` are what is left of it; those that do not agree with the segment are in ``liars``.
+    """
+    segment = segments.Segment(span.volume, span.origin, span.first_sequence, tuple(wires))
+    data = segments.encode(segment)
+    digest = blake3(data).digest()
+    if segments.name_of(digest) != stripe.segment or segment.volume != stripe.volume:
+        raise errors.Corrupt(
+            f"the streams hold other frames than {stripe.segment} of {stripe.volume} was sealed of",
+            reason="other-frames",
+            hint="a node returned with the disk of another deployment, or a stream was made anew",
+        )
+    true = coder.of(stripe.geometry).encode(data)
+    liars = [
+        shard
+        for shard in shards
+        if shard.header.segment_hash != digest or true[shard.header.index] != shard.payload
+    ]
+    return Assembled(segment, data, digest, liars)
 
 
 def _foreign(stripe: shard_headers.Stripe, segment: segments.Segment) -> errors.Corrupt:
@@ -153,13 +185,14 @@ def _nothing_left(stripe: shard_headers.Stripe) -> errors.Corrupt:
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """A segment with all its shards' payloads, ready to be written."""
+    """A segment with payloads of its shards, ready to be written."""
 
-    data: bytes
+    data: bytes | memoryview
     segment_hash: bytes
     span: segments.Span
     geometry: stripes.Geometry
-    payloads: Sequence[memoryview]
+    # By index; only those that were asked for.
+    payloads: Mapping[int, memoryview]
     digests: tuple[bytes, ...]
 
     def manifest(self, epoch: int, placed: dict[int, str], sealed_us: int) -> manifests.Manifest:
@@ -184,8 +217,24 @@ def code(segment: segments.Segment, geometry: stripes.Geometry) -> Coded:
     return code_bytes(segment, segments.encode(segment), geometry)
 
 
-def code_bytes(segment: segments.Segment, data: bytes, geometry: stripes.Geometry) -> Coded:
+def code_bytes(segment: segments.Segment, data: bytes | memoryview, geometry: stripes.Geometry) -> Coded:
     """Blocks for as long as coding and hashing take."""
     payloads = coder.of(geometry).encode(data)
     digests = tuple(blake3(payload).digest() for payload in payloads)
-    return Coded(data, blake3(data).digest(), segment.span(), geometry, payloads, digests)
+    return Coded(data, blake3(data).digest(), segment.span(), geometry, dict(enumerate(payloads)), digests)
+
+
+def code_some(assembled: Assembled, manifest: manifests.Manifest, indexes: Collection[int]) -> Coded | None:
+    """These shards alone, each with the digest that the manifest says; None when it says anything else, and is wrong.
+
+    What the manifest says of the other shards is not asked: the scrub compares it with each of them.
+    """
+    said = (manifest.segment_hash, manifest.segment_bytes, manifest.span)
+    if said != (assembled.segment_hash, len(assembled.data), assembled.segment.span()):
+        return None
+    payloads = coder.of(manifest.geometry).encode_some(assembled.data, indexes)
+    if any(blake3(payloads[index]).digest() != manifest.digests[index] for index in indexes):
+        return None
+    return Coded(
+        assembled.data, manifest.segment_hash, manifest.span, manifest.geometry, payloads, manifest.digests
+    )

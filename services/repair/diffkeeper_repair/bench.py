@@ -1,8 +1,8 @@
 """``python -m diffkeeper_repair.bench``: what coding segments costs beside pyeclib alone. JSON on stdout.
 
 Ours is what the service does for a stripe: for encoding the segment's hash, the code, the digest of every shard and its
-header; for decoding the headers of k shards, the code, the segment's hash. Two stripes are in flight, as
-in the rebuilder, so that one is hashed on a second core while another is coded. The baseline is pyeclib in a
+header; for decoding the headers of k shards, the code, the segment's hash. Two stripes are in flight,
+so that one is hashed on a second core while another is coded. The baseline is pyeclib in a
 loop with nothing checked. Rounds alternate, so that both meet the same noise; the best of each counts.
 """
 
@@ -22,7 +22,7 @@ from pyeclib.ec_iface import ECDriver
 
 from diffkeeper import heap
 from diffkeeper.domain import clocks, deltas, frames, positions, segments, stripes
-from diffkeeper_repair import assembly, coder
+from diffkeeper_repair import assembly, liberasurecode
 
 GEOMETRIES = ("2+8", "4+2", "7+3", "10+4")
 FRAME_BYTES = 1024 * 1024
@@ -59,7 +59,7 @@ def a_segment(seed: int, size: int = segments.TARGET_BYTES) -> segments.Segment:
 def measure(geometry: stripes.Geometry, made: Sequence[segments.Segment], rounds: int) -> dict[str, Any]:
     data = [segments.encode(segment) for segment in made]
     size = sum(map(len, data))
-    driver = ECDriver(k=geometry.data, m=geometry.parity, ec_type=coder.EC_TYPE)
+    driver = ECDriver(k=geometry.data, m=geometry.parity, ec_type=liberasurecode.EC_TYPE)
     coded = [assembly.code_bytes(segment, one, geometry) for segment, one in zip(made, data, strict=True)]
     # The last k shards: as much parity as there is, the worst case of a decode.
     indexes = range(geometry.shards - geometry.data, geometry.shards)

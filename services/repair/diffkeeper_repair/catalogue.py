@@ -41,6 +41,10 @@ class Catalogue:
         self.entries: dict[Stripe, Entry] = {}
         # Stripes that another geometry of the same segment has replaced: on their way out.
         self.retired: set[Stripe] = set()
+        # Those whose frames a larger segment holds, of which every shard stands: on their way out, too.
+        self.merged: set[Stripe] = set()
+        # Unreadable ones that claim places of a stream which holds other frames there: they protect nothing.
+        self.strange: set[Stripe] = set()
         self._held: dict[str, set[Key]] = {}
         self.torn: dict[str, set[Key]] = {}
 
@@ -78,10 +82,12 @@ class Catalogue:
         """For a stripe that was replaced by another, and of which nothing stands any more."""
         self.entries.pop(stripe, None)
         self.retired.discard(stripe)
+        self.merged.discard(stripe)
 
     def current(self) -> dict[Stripe, Entry]:
-        """All stripes but the retired ones."""
-        return {stripe: entry for stripe, entry in self.entries.items() if stripe not in self.retired}
+        """All stripes but those that others have replaced."""
+        gone = self.retired | self.merged
+        return {stripe: entry for stripe, entry in self.entries.items() if stripe not in gone}
 
     def held(self, node: str) -> set[Key]:
         return self._held.get(node, set())
@@ -91,17 +97,18 @@ class Catalogue:
 
     def spans(self, origin: volumes.Origin) -> list[tuple[segments.Span, Entry]]:
         """The finished stripes of an origin in the order of its stream."""
-        found = [
-            (entry.manifest.span, entry)
-            for entry in self.current().values()
-            if entry.manifest is not None and entry.manifest.span.stream == origin
-        ]
-        return sorted(found, key=lambda one: (one[0].first_sequence, -one[0].count))
+        return _placed(self.current().values(), origin)
+
+    def merged_spans(self, origin: volumes.Origin) -> list[tuple[segments.Span, Entry]]:
+        """The same of those that were merged into others, as far as something of them still stands."""
+        return _placed((self.entries[stripe] for stripe in self.merged if stripe in self.entries), origin)
 
     def frontier(self, origin: volumes.Origin) -> int:
         """The last stream sequence up to which everything is sealed."""
         reached = 0
-        for span, _ in self.spans(origin):
+        for span, entry in self.spans(origin):
+            if entry.stripe in self.strange:
+                continue
             if span.first_sequence > reached + 1:
                 break
             reached = max(reached, span.last_sequence)
@@ -112,4 +119,14 @@ class Catalogue:
             entry
             for span, entry in self.spans(origin)
             if span.first_sequence <= stream_sequence <= span.last_sequence
+            and entry.stripe not in self.strange
         ]
+
+
+def _placed(entries: Iterable[Entry], origin: volumes.Origin) -> list[tuple[segments.Span, Entry]]:
+    found = [
+        (entry.manifest.span, entry)
+        for entry in entries
+        if entry.manifest is not None and entry.manifest.span.stream == origin
+    ]
+    return sorted(found, key=lambda one: (one[0].first_sequence, -one[0].count))

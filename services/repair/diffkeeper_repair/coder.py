@@ -1,33 +1,22 @@
-"""Reed-Solomon over pyeclib with ISA-L: a segment to the payloads of its shards, and any k of them back.
+"""Reed-Solomon with ISA-L: a segment to the payloads of its shards, and any k of them back.
 
 Cauchy matrices, because the Vandermonde ones of ISA-L are singular for some choices of k shards once m grows (its
-``gf_gen_rs_matrix`` warns of it): with 2+8 nothing may depend on which two are left.
-
-liberasurecode puts a header of its own, 80 bytes, before each fragment and believes what it reads there. Ours never
-leave this module: they are cut off after encoding and made anew, from numbers that were checked, before decoding, so
-that no byte of a stored shard is ever parsed by C code. Its own checks are not relied on: pyeclib 1.8.0 returned
-wrong data for a flipped bit with them on. A decode is believed only when the segment's hash agrees.
+``gf_gen_rs_matrix`` warns of it): with 2+8 nothing may depend on which two are left. What is decoded is believed only
+when the segment's hash agrees.
 """
 
 from __future__ import annotations
 
 import itertools
-import struct
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 
+import numpy as np
 from blake3 import blake3
-from pyeclib.ec_iface import ECDriver, ECDriverError
 
 from diffkeeper.domain import errors, segments, stripes
+from diffkeeper_repair import isal, liberasurecode
 
-EC_TYPE = "isa_l_rs_cauchy"
-# Fragment header of liberasurecode (erasurecode.h): index, size, metadata size, original size, …, CRC of the first 59.
-_EC_HEAD = 80
-_EC_META = 59
-_EC_SIZES = struct.Struct("<IIIQ")
-_EC_CRC_AT = 67
 # Subsets of shards tried before a stripe whose shards contradict each other is given up.
 MAX_TRIES = 4000
 
@@ -42,46 +31,59 @@ class Coder:
 
     def __init__(self, geometry: stripes.Geometry) -> None:
         self.geometry = geometry
-        self._driver: ECDriver | None = None
-        if geometry.parity:
-            self._driver = ECDriver(k=geometry.data, m=geometry.parity, ec_type=EC_TYPE)
-            self._heads = [fragment[:_EC_HEAD] for fragment in self._driver.encode(b"\0")]
+        self._matrix: isal.Matrix | None = None
+        self._slow: liberasurecode.Liberasurecode | None = None
+        if geometry.parity and isal.library() is not None:
+            self._matrix = isal.Matrix(geometry.data, geometry.parity)
+        elif geometry.parity:
+            self._slow = liberasurecode.Liberasurecode(geometry)
 
-    def encode(self, data: bytes) -> list[memoryview]:
-        """The payload of each shard, in the order of their indexes."""
+    def encode(self, data: bytes | memoryview) -> Sequence[memoryview]:
+        """The payload of each shard, in the order of their indexes; those of data are views of ``data``."""
+        payloads = self.encode_some(data, range(self.geometry.shards))
+        return [payloads[index] for index in range(self.geometry.shards)]
+
+    def encode_some(self, data: bytes | memoryview, indexes: Collection[int]) -> dict[int, memoryview]:
+        """The payloads of these shards alone."""
+        if self._slow is not None:
+            every = self._slow.encode(data)
+            return {index: every[index] for index in indexes}
+        rows = self._rows(data)
+        wanted = {index: rows[index].data for index in indexes if index < self.geometry.data}
+        parity = sorted(index for index in indexes if index >= self.geometry.data)
+        if parity:
+            assert self._matrix is not None, "without parity all indexes are data"
+            made = self._matrix.encode(rows, [index - self.geometry.data for index in parity])
+            wanted.update((index, row.data) for index, row in zip(parity, made, strict=True))
+        return wanted
+
+    def _rows(self, data: bytes | memoryview) -> list[isal.Bytes]:
+        """Views of the data shards; one that the data does not fill is a copy with zeros behind."""
         size = self.geometry.payload_bytes(len(data))
-        if self._driver is None:
-            padded = memoryview(data.ljust(size * self.geometry.data, b"\0"))
-            return [padded[index * size : (index + 1) * size] for index in range(self.geometry.data)]
-        payloads = [memoryview(fragment)[_EC_HEAD:] for fragment in self._driver.encode(data)]
-        assert all(len(payload) == size for payload in payloads), "liberasurecode cuts as payload_bytes says"
-        return payloads
+        whole = np.frombuffer(data, np.uint8)
+        rows = [whole[at * size : (at + 1) * size] for at in range(self.geometry.data)]
+        for place, row in enumerate(rows):
+            if len(row) < size:
+                rows[place] = np.zeros(size, np.uint8)
+                rows[place][: len(row)] = row
+        return rows
 
-    def decode(self, payloads: Mapping[int, bytes | memoryview], size: int) -> bytes:
+    def decode(self, payloads: Mapping[int, bytes | memoryview], size: int) -> memoryview:
         """The ``size`` bytes that exactly k payloads stand for. They may be anything: ask the hash. Raises Corrupt."""
         length = self.geometry.payload_bytes(size)
         assert len(payloads) == self.geometry.data, "exactly as many as are needed"
         assert all(len(payload) == length for payload in payloads.values()), "lengths were checked"
-        if all(index < self.geometry.data for index in payloads):
-            return b"".join(payloads[index] for index in sorted(payloads))[:size]
-        assert self._driver is not None, "without parity all indexes are data"
-        fragments = [
-            b"".join((self._head(index, length, size), part)) for index, part in sorted(payloads.items())
-        ]
-        try:
-            return bytes(self._driver.decode(fragments))
-        except ECDriverError as error:
-            raise errors.Corrupt(
-                f"{len(payloads)} shards could not be decoded ({error}); nothing of them was used",
-                reason="undecodable",
-                hint="other shards of the stripe are tried",
-            ) from error
-
-    def _head(self, index: int, length: int, size: int) -> bytes:
-        head = bytearray(self._heads[index])
-        _EC_SIZES.pack_into(head, 0, index, length, 0, size)
-        struct.pack_into("<I", head, _EC_CRC_AT, zlib.crc32(head[:_EC_META]))
-        return bytes(head)
+        missing = [index for index in range(self.geometry.data) if index not in payloads]
+        if missing and self._slow is not None:
+            return self._slow.decode(payloads, size)
+        made = np.empty((self.geometry.data, length), np.uint8)
+        given = {index: np.frombuffer(payload, np.uint8) for index, payload in payloads.items()}
+        for index in given.keys() - set(range(self.geometry.data, self.geometry.shards)):
+            made[index] = given[index]
+        if missing:
+            assert self._matrix is not None, "without parity all indexes are data"
+            self._matrix.decode(given, {index: made[index] for index in missing})
+        return made.reshape(-1).data[:size]
 
 
 # An index and its payload; several payloads may claim one index.
@@ -90,7 +92,7 @@ Claim = tuple[int, bytes | memoryview]
 
 def decode_believed(
     geometry: stripes.Geometry, claims: Sequence[Claim], size: int, segment_hash: bytes
-) -> tuple[bytes, list[int]]:
+) -> tuple[memoryview, list[int]]:
     """The segment that has this hash, from payloads of which some may be wrong; and which of ``claims`` are wrong.
 
     Each has passed its own digest, so a wrong one is a lie. Raises Corrupt (``too-few-shards`` or ``no-good-subset``)
@@ -128,6 +130,6 @@ def _subsets(claims: Sequence[Claim], count: int) -> Iterator[tuple[int, ...]]:
             yield subset
 
 
-def _liars(coder: Coder, data: bytes, claims: Sequence[Claim]) -> list[int]:
+def _liars(coder: Coder, data: memoryview, claims: Sequence[Claim]) -> list[int]:
     true = coder.encode(data)
     return [place for place, (index, payload) in enumerate(claims) if true[index] != payload]

@@ -161,6 +161,8 @@ class StorageFleet:
             )
         node.meanwhile[key] = True
         self._catalogue.add(name, key)
+        # The same item again, where it was missing or damaged, ends that.
+        self._book.repaired(name, key)
         self._catalogue.torn.get(name, set()).discard(key)
 
     async def remove(self, name: str, key: Key) -> None:

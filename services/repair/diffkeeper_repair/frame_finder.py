@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from diffkeeper.domain import errors, frames, segments, volumes
 from diffkeeper.domain.shard_headers import Stripe
 from diffkeeper.log import event_log
-from diffkeeper_repair.catalogue import Catalogue
+from diffkeeper_repair.catalogue import Catalogue, Entry
 from diffkeeper_repair.stripe_io import StripeIO
 
 # Segments kept decoded: a replicator that misses one frame usually misses its neighbours.
@@ -62,7 +62,7 @@ class FrameFinder:
         trouble: errors.DiffKeeperError | None = None
         for entry in self._catalogue.covering(origin, stream_sequence):
             try:
-                segment = await self._segment(entry.stripe)
+                segment = await self._segment(entry)
                 # A manifest says where a segment stands; the segment itself knows.
                 if segment.origin == origin.site and stream_sequence in segment.sequences:
                     return frames.open_frame(segment.wire(stream_sequence))
@@ -76,9 +76,10 @@ class FrameFinder:
             sequence=stream_sequence,
         )
 
-    async def _segment(self, stripe: Stripe) -> segments.Segment:
+    async def _segment(self, entry: Entry) -> segments.Segment:
+        stripe = entry.stripe
         if stripe not in self._decoded:
-            assembled = await self._io.read(self._catalogue.entries[stripe])
+            assembled = await self._io.read(entry)
             self._decoded[stripe] = assembled.segment
         self._decoded.move_to_end(stripe)
         while len(self._decoded) > _KEPT:

@@ -59,6 +59,11 @@ class _Repair(Collector):
         yield open_now
         for name, text, value in (
             ("damages_found", "Damaged items found", service.book.found_total),
+            (
+                "segments_mended_by_likeness",
+                "Segments read with the help of data that is like them",
+                service.io.mended_by_likeness_total,
+            ),
             ("damages_repaired", "Damaged items repaired", service.book.repaired_total),
             ("scrubbed_bytes", "Bytes read and verified by the scrub", service.scrubber.bytes_total),
             ("shards_rebuilt", "Shards written anew", service.rebuilder.shards_written_total),

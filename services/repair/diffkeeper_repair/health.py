@@ -82,9 +82,10 @@ def _volumes(service: RepairService, by_volume: dict[str, Any]) -> list[str]:
 
 def _volume(service: RepairService, volume: str, found: list[tuple[Entry, planner.Plan]]) -> dict[str, Any]:
     spares = [(planner.spare(entry.stripe.geometry, plan), entry) for entry, plan in found]
-    counted = [spare for spare, _ in spares]
+    strange = service.catalogue.strange
+    counted = [spare for spare, entry in spares if entry.stripe not in strange]
     streams = [one for origin, one in service.sealers.streams.items() if origin.volume == volume]
-    lost = [_lost(entry) for spare, entry in spares if spare < 0]
+    lost = [_lost(entry, entry.stripe in strange) for spare, entry in spares if spare < 0]
     return {
         "volume": volume,
         "geometry": str(service.geometry_of(volume)),
@@ -113,7 +114,7 @@ def _volume(service: RepairService, volume: str, found: list[tuple[Entry, planne
     }
 
 
-def _lost(entry: Entry) -> dict[str, Any]:
+def _lost(entry: Entry, is_strange: bool) -> dict[str, Any]:
     """A segment that what answers cannot give back: which positions and times it stands for."""
     manifest = entry.manifest
     if manifest is None:
@@ -129,7 +130,7 @@ def _lost(entry: Entry) -> dict[str, Any]:
         "last": str(span.last),
         "first_us": span.first_us,
         "last_us": span.last_us,
-        "words": span.words(),
+        "words": span.words() + ("; the streams hold other frames there" if is_strange else ""),
     }
 
 

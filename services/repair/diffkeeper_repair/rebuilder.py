@@ -22,7 +22,7 @@ from diffkeeper_repair.fleet import StorageFleet
 from diffkeeper_repair.planner import Copy, Plan
 from diffkeeper_repair.stripe_io import StripeIO
 
-IN_FLIGHT = 2
+IN_FLIGHT = 4
 LOOK_EVERY_S = 5.0
 # Passes over one stripe: write, tell, remove, and one more for what a node did meanwhile.
 _MAX_PASSES = 6
@@ -51,11 +51,15 @@ class Rebuilder:
         catalogue: Catalogue,
         book: DamageBook,
         io: StripeIO,
+        bytes_per_s: int,
     ) -> None:
         self._fleet = fleet
         self._catalogue = catalogue
         self._book = book
         self._io = io
+        self._bytes_per_s = bytes_per_s
+        # When the budget is used up to, by the loop's clock.
+        self._paid_until = 0.0
         self._round = asyncio.Lock()
         self._busy: dict[Stripe, asyncio.Lock] = {}
         self._plans: dict[Stripe, tuple[tuple[object, ...], Plan]] = {}
@@ -83,6 +87,8 @@ class Rebuilder:
 
             async def mend(stripe: Stripe) -> None:
                 async with slots:
+                    if patient:
+                        await self._pay(stripe)
                     await self._mend_or_say(stripe, progress, patient)
 
             try:
@@ -90,6 +96,22 @@ class Rebuilder:
             finally:
                 progress.running = False
             return progress
+
+    async def _pay(self, stripe: Stripe) -> None:
+        """Wait until the budget bears the reading and writing of a stripe; one that has nothing to spare does not wait."""
+        entry = self._catalogue.entries.get(stripe)
+        if entry is None or entry.manifest is None:
+            return
+        found = self.plan(entry, patient=True)
+        if not found.write or planner.spare(stripe.geometry, found) <= 0:
+            return
+        geometry = stripe.geometry
+        # Each shard that is written is read back.
+        shards = geometry.data + 2 * len(found.write)
+        size = shards * geometry.payload_bytes(entry.manifest.segment_bytes)
+        now = asyncio.get_running_loop().time()
+        self._paid_until = max(self._paid_until, now) + size / self._bytes_per_s
+        await asyncio.sleep(self._paid_until - now)
 
     def plan(self, entry: Entry, *, patient: bool) -> Plan:
         """What is to be done about a stripe; remembered until something it follows from has changed."""
@@ -153,30 +175,58 @@ class Rebuilder:
         manifest = await self._io.load_manifest(entry)
         epoch = entry.newest_epoch
         if found.write or manifest is None or manifest.epoch != epoch or self._has_bad_manifest(entry, epoch):
-            manifest, coded = await self._io.truth(entry)
-            epoch = shard_headers.next_epoch(epoch)
-            written = await self._write(coded, found, epoch, progress)
-            placed = self._placed(entry) | written
-            manifest = replace(manifest, epoch=epoch, placed=placed)
-            await self._io.tell(manifest, sorted(set(placed.values())))
+            refills = manifest is not None and self._only_refills(entry, found, manifest)
+            manifest, coded = await self._io.remake(entry, found.write)
+            if refills and manifest is entry.manifest:
+                await self._write(coded, found, epoch, progress)
+                await self._io.tell(manifest, sorted({*found.write.values(), *found.tell}))
+            else:
+                epoch = shard_headers.next_epoch(epoch)
+                placed = self._placed(entry) | await self._write(coded, found, epoch, progress)
+                manifest = replace(manifest, epoch=epoch, placed=placed)
+                await self._io.tell(manifest, sorted(set(placed.values())))
             changed = True
         elif found.tell:
             changed = bool(await self._io.tell(manifest, found.tell))
-        for copy in found.remove:
+        # One after the other: two copies of a shard must not be each other's proof.
+        for copy in [copy for copy in found.remove if copy.key.index != MANIFEST]:
             changed |= await self._remove(entry, copy, manifest)
-        return changed
+        old = [copy for copy in found.remove if copy.key.index == MANIFEST]
+        gone = await asyncio.gather(*(self._remove(entry, copy, manifest) for copy in old))
+        return changed or any(gone)
 
     async def _write(self, coded: Coded, found: Plan, epoch: int, progress: Progress) -> dict[int, str]:
-        written: dict[int, str] = {}
-        for index, node in found.write.items():
+        async def write(index: int, node: str) -> None:
             await self._io.put_shard(coded, index, epoch, node)
-            written[index] = node
             size = len(coded.payloads[index])
             progress.shards_written += 1
             progress.bytes_written += size
             self.shards_written_total += 1
             self.bytes_written_total += size
-        return written
+
+        outcomes = await asyncio.gather(
+            *(write(index, node) for index, node in found.write.items()), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+        return dict(found.write)
+
+    def _only_refills(self, entry: Entry, found: Plan, manifest: manifests.Manifest) -> bool:
+        """Whether each shard goes where the newest manifest says it is, and nothing of that name is there: the node lost
+        it. Then nothing is replaced, every other node's manifest stays true, and only this node is told.
+        """
+        epoch = entry.newest_epoch
+        return (
+            bool(found.write)
+            and manifest.epoch == epoch
+            and not self._has_bad_manifest(entry, epoch)
+            and all(
+                manifest.placed.get(index) == node
+                and node not in entry.where.get(Key(entry.stripe, epoch, index), ())
+                for index, node in found.write.items()
+            )
+        )
 
     def _placed(self, entry: Entry) -> dict[int, str]:
         placed: dict[int, str] = {}

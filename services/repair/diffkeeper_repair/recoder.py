@@ -13,11 +13,9 @@ from collections.abc import Callable
 import structlog
 
 from diffkeeper.domain import errors, stripes
-from diffkeeper.domain.shard_headers import MANIFEST, Stripe
+from diffkeeper.domain.shard_headers import Stripe
 from diffkeeper_repair import planner
 from diffkeeper_repair.catalogue import Catalogue, Entry
-from diffkeeper_repair.damages import DamageBook
-from diffkeeper_repair.fleet import StorageFleet
 from diffkeeper_repair.rebuilder import Rebuilder
 from diffkeeper_repair.stripe_io import StripeIO
 
@@ -29,17 +27,13 @@ _log = structlog.get_logger("recoder")
 class Recoder:
     def __init__(
         self,
-        fleet: StorageFleet,
         catalogue: Catalogue,
-        book: DamageBook,
         rebuilder: Rebuilder,
         io: StripeIO,
         geometry_of: Callable[[str], stripes.Geometry],
         bytes_per_s: int,
     ) -> None:
-        self._fleet = fleet
         self._catalogue = catalogue
-        self._book = book
         self._rebuilder = rebuilder
         self._io = io
         self._geometry_of = geometry_of
@@ -84,19 +78,7 @@ class Recoder:
             successor = self._successor(entry)
         self.recognise()
         if successor is not None and self._spare(successor) == successor.stripe.geometry.parity:
-            await self._remove(entry)
-
-    async def _remove(self, entry: Entry) -> None:
-        """Shards first: a manifest without them says what they were, shards without one might be adopted."""
-        copies = [
-            copy for index in (*range(entry.stripe.geometry.shards), MANIFEST) for copy in entry.copies(index)
-        ]
-        for node, key in copies:
-            if self._fleet.answers(node):
-                await self._fleet.remove(node, key)
-        self._book.settle(entry.stripe, self._fleet.answers)
-        if not entry.where:
-            self._catalogue.forget(entry.stripe)
+            await self._io.drop(entry)
 
     def _old(self) -> list[Entry]:
         return [

@@ -19,7 +19,7 @@ from typing import Any
 from diffkeeper import atomic_files, service
 from diffkeeper.domain import errors, lineages, manifests, segments, shard_headers
 from diffkeeper.domain.shard_headers import MANIFEST, Key, Stripe
-from diffkeeper_repair import assembly, rescue_sources
+from diffkeeper_repair import assembly, rescue_sources, similar
 from diffkeeper_repair.rescue_sources import Source
 
 SEGMENT_SUFFIX = ".dkseg"
@@ -34,6 +34,11 @@ class Rescue:
         self._spans: dict[str, list[segments.Span]] = {}
         self._lost: dict[str, list[dict[str, Any]]] = {}
         self._written: set[tuple[str, str]] = set()
+        # Rescued segments of a volume and origin, by their place in the stream; and those that need them.
+        self._files: dict[tuple[str, str], list[tuple[int, Path]]] = {}
+        self._hard: list[
+            tuple[Stripe, segments.Span, Sequence[assembly.Shard], Sequence[assembly.Shard]]
+        ] = []
         self.damaged: list[dict[str, str]] = []
         self.shards = 0
         self.bytes = 0
@@ -46,10 +51,10 @@ class Rescue:
         for stripe in sorted(places):
             if (stripe.volume, stripe.segment) not in self._written:
                 await self._rescue(stripe, places[stripe])
-        # A segment that could not be read in one geometry may have been read in another.
-        for volume, lost in self._lost.items():
-            left = [one for one in lost if (volume, one["segment"]) not in self._written]
-            self._lost[volume] = sorted(left, key=lambda one: (one.get("first_us", 0), one["segment"]))
+        for stripe, span, shards, damaged in self._hard:
+            if (stripe.volume, stripe.segment) not in self._written:
+                await asyncio.to_thread(self._from_likeness, stripe, span, shards, damaged)
+        self._forget_written()
 
     async def _list(self, source: Source) -> Sequence[Key]:
         try:
@@ -98,7 +103,35 @@ class Rescue:
         else:
             await asyncio.to_thread(self._keep, found)
             return
-        self._lose(stripe, trouble, await self._span(stripe, shards, places))
+        span = await self._span(stripe, shards or damaged, places)
+        self._lose(stripe, trouble, span)
+        if span is not None and (shards or damaged):
+            self._hard.append((stripe, span, shards, damaged))
+
+    def _from_likeness(
+        self,
+        stripe: Stripe,
+        span: segments.Span,
+        shards: Sequence[assembly.Shard],
+        damaged: Sequence[assembly.Shard],
+    ) -> None:
+        """What parity could not give back, with the help of what was rescued of the same stream: all of it is there now."""
+        near = sorted(
+            self._files.get((span.volume, span.origin), []),
+            key=lambda one: abs(one[0] - span.first_sequence),
+        )
+        whole = [path.read_bytes() for _, path in near[: similar.NEIGHBOURS]]
+        said = b"".join(shard.payload for shard in (*shards, *damaged))
+        try:
+            self._keep(assembly.mend(stripe, shards, damaged, similar.nearest(said, whole, similar.DONORS)))
+        except errors.Corrupt:
+            return  # named as lost already
+
+    def _forget_written(self) -> None:
+        """A segment that could not be read in one geometry, or at first, may have been read after all."""
+        for volume, lost in self._lost.items():
+            left = [one for one in lost if (volume, one["segment"]) not in self._written]
+            self._lost[volume] = sorted(left, key=lambda one: (one.get("first_us", 0), one["segment"]))
 
     async def _read(self, source: Source, key: Key) -> assembly.Shard | None:
         try:
@@ -138,7 +171,10 @@ class Rescue:
         directory = self._target / segment.volume / "log" / segment.origin
         directory.mkdir(parents=True, exist_ok=True)
         file = f"{segment.first_sequence:012}-{segment.last_sequence:012}.{name}{SEGMENT_SUFFIX}"
-        atomic_files.write_bytes(directory / file, found.data)
+        atomic_files.write_bytes(directory / file, bytes(found.data))
+        self._files.setdefault((segment.volume, segment.origin), []).append(
+            (segment.first_sequence, directory / file)
+        )
         self._written.add((segment.volume, name))
         self.bytes += len(found.data)
         self._links.setdefault(segment.volume, []).extend(links)

@@ -70,6 +70,7 @@ class StreamSealer:
         self._run = Run(1)
         self._before: frames.Frame | None = None
         self._flush = asyncio.Event()
+        self._is_ahead = False
         # Everything up to here is to be sealed without waiting for its age.
         self._flush_to = 0
         self.trouble: errors.DiffKeeperError | None = None
@@ -90,6 +91,12 @@ class StreamSealer:
         self._flush_to = max(self._flush_to, stream_sequence)
         self._flush.set()
 
+    def look_back(self) -> None:
+        """Begin again where a stripe that was counted on turned out to be of another log."""
+        if self.sealed + 1 < self._run.first_sequence:
+            self._is_ahead = True
+            self._flush.set()
+
     async def run(self) -> None:
         while True:
             try:
@@ -103,7 +110,7 @@ class StreamSealer:
     async def _follow(self) -> None:
         """Read from the first message that is not sealed, for as long as each can be had somewhere."""
         first = self.sealed + 1
-        self._run, self._before = Run(first), None
+        self._run, self._before, self._is_ahead = Run(first), None, False
         if first > 1:
             self._before = frames.open_frame(await self._anywhere(first - 1))
         avoid = ""
@@ -127,6 +134,13 @@ class StreamSealer:
         try:
             while True:
                 stored = await self._next(arrived)
+                if self._is_ahead:
+                    raise errors.Transient(
+                        f"what stands on the nodes for {self.origin.stream} behind message {self.sealed} is of another "
+                        "log; it is sealed from there again",
+                        reason="strange-segment",
+                        hint="dkctl health names it: a node came back with another disk",
+                    )
                 if isinstance(stored, errors.Corrupt):
                     return stored
                 if isinstance(stored, errors.DiffKeeperError):

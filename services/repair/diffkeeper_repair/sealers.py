@@ -45,6 +45,8 @@ class Sealers:
                         sealer = self._make(origin)
                         self.streams[origin] = sealer
                         group.create_task(sealer.run(), name=f"seal-{origin.stream}")
+                for sealer in self.streams.values():
+                    sealer.look_back()
                 await asyncio.sleep(DISCOVER_EVERY_S)
 
     def _make(self, origin: volumes.Origin) -> StreamSealer:

@@ -12,16 +12,19 @@ import msgspec
 from diffkeeper.domain import errors, stripes
 from diffkeeper.log import event_log
 from diffkeeper_repair import health
+from diffkeeper_repair.beyond_parity import BeyondParity
 from diffkeeper_repair.catalogue import Catalogue
 from diffkeeper_repair.damages import DamageBook
 from diffkeeper_repair.fleet import StorageFleet, StorageNode
 from diffkeeper_repair.frame_finder import FrameFinder
 from diffkeeper_repair.memory import Memory
+from diffkeeper_repair.merger import Merger
 from diffkeeper_repair.rebuilder import Rebuilder
 from diffkeeper_repair.recoder import Recoder
 from diffkeeper_repair.scrubber import Scrubber
 from diffkeeper_repair.sealers import Sealers
 from diffkeeper_repair.settings import RepairSettings
+from diffkeeper_repair.streams import Streams
 from diffkeeper_repair.stripe_io import StripeIO
 
 
@@ -44,8 +47,10 @@ class RepairService:
         self.book = DamageBook(directory / "damages.json", now_us)
         self.memory = Memory(directory / "memory.json")
         self.fleet = StorageFleet(nodes, self.catalogue, self.book, self.memory, now_us, wanted.grace_s)
-        self.io = StripeIO(self.fleet, self.catalogue, self.book, now_us)
-        self.rebuilder = Rebuilder(self.fleet, self.catalogue, self.book, self.io)
+        self.io = StripeIO(
+            self.fleet, self.catalogue, self.book, BeyondParity(self.catalogue, Streams(logs)), now_us
+        )
+        self.rebuilder = Rebuilder(self.fleet, self.catalogue, self.book, self.io, wanted.rebuild_bytes_per_s)
         self.scrubber = Scrubber(
             self.fleet,
             self.catalogue,
@@ -57,10 +62,11 @@ class RepairService:
             wanted.scrub_bytes_per_s,
             wanted.scrub_every_s,
         )
+        self.merger = Merger(
+            self.catalogue, self.rebuilder, self.io, self.geometry_of, wanted.scrub_bytes_per_s
+        )
         self.recoder = Recoder(
-            self.fleet,
             self.catalogue,
-            self.book,
             self.rebuilder,
             self.io,
             self.geometry_of,
@@ -113,6 +119,7 @@ class RepairService:
             group.create_task(self.rebuilder.run(), name="rebuild")
             group.create_task(self.scrubber.run(), name="scrub")
             group.create_task(self.recoder.run(), name="recode")
+            group.create_task(self.merger.run(), name="merge")
 
     async def _seal(self) -> None:
         # Without a majority of what is known, "not sealed yet" may only mean "not seen yet".

@@ -37,6 +37,8 @@ class RepairSettings(settings.Settings, frozen=True, kw_only=True):
     # How long a node may be away before its shards are made anew on other nodes.
     grace_s: float = 600.0
     scrub_bytes_per_s: int = 20 * 1024 * 1024
+    # What rebuilding by itself may read from nodes and write to them, unless nothing is to spare any more.
+    rebuild_bytes_per_s: int = 64 * 1024 * 1024
     # A tour begins this long after the last one ended.
     scrub_every_s: float = 3600.0
     host: str = "127.0.0.1"

@@ -8,30 +8,54 @@ manifest that says so; whatever is left when it is killed between the two is eno
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
 
 from diffkeeper.domain import errors, manifests, segments, stripes
-from diffkeeper.domain.shard_headers import Key, Stripe
+from diffkeeper.domain.shard_headers import MANIFEST, Key, Stripe
 from diffkeeper_repair import assembly
 from diffkeeper_repair.assembly import Assembled, Coded, Shard
+from diffkeeper_repair.beyond_parity import BeyondParity
 from diffkeeper_repair.catalogue import Catalogue, Entry
 from diffkeeper_repair.damages import Cause, DamageBook
 from diffkeeper_repair.fleet import StorageFleet
 
 
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What there is of a stripe that parity does not give back."""
+
+    shards: Sequence[Shard]
+    damaged: Sequence[Shard]
+    trouble: errors.Corrupt | None
+
+
 class StripeIO:
     def __init__(
-        self, fleet: StorageFleet, catalogue: Catalogue, book: DamageBook, now_us: Callable[[], int]
+        self,
+        fleet: StorageFleet,
+        catalogue: Catalogue,
+        book: DamageBook,
+        beyond: BeyondParity,
+        now_us: Callable[[], int],
     ) -> None:
         self._fleet = fleet
         self._catalogue = catalogue
         self._book = book
+        self._beyond = beyond
         self._now_us = now_us
+        self.mended_by_likeness_total = 0
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     async def read(self, entry: Entry) -> Assembled:
         """The segment of a stripe; raises Corrupt, and notes it as lost, when what answers does not give it."""
+        found = await self._from_parity(entry)
+        return found if isinstance(found, Assembled) else await self._salvage(entry, found)
+
+    async def _from_parity(self, entry: Entry) -> Assembled | _Left:
+        """From enough whole shards; otherwise what there is of it."""
         need = entry.stripe.geometry.data
         waiting = self._candidates(entry)
         shards: list[Shard] = []
@@ -62,25 +86,50 @@ class StripeIO:
                 except errors.Corrupt as again:
                     trouble = again
                     continue
-            self._report(entry, assembled.liars, Cause.LIE, "it agrees with itself and not with its segment")
-            self._book.readable(entry.stripe)
-            return assembled
-        return await self._salvage(entry, shards, damaged, trouble)
+            return self._believe(entry, assembled)
+        return _Left(shards, damaged, trouble)
 
-    async def _salvage(
-        self, entry: Entry, shards: Sequence[Shard], damaged: Sequence[Shard], trouble: errors.Corrupt | None
-    ) -> Assembled:
-        """The last resort: what damaged shards still agree on. Raises Corrupt, and notes the stripe as lost."""
-        good, bad = await asyncio.to_thread(assembly.sift, shards)
+    def _believe(self, entry: Entry, assembled: Assembled) -> Assembled:
+        self._report(entry, assembled.liars, Cause.LIE, "it agrees with itself and not with its segment")
+        return self._readable(entry, assembled)
+
+    def _readable(self, entry: Entry, assembled: Assembled) -> Assembled:
+        self._book.readable(entry.stripe)
+        self._catalogue.strange.discard(entry.stripe)
+        return assembled
+
+    async def _salvage(self, entry: Entry, left: _Left) -> Assembled:
+        """Where parity ends: the streams, then what damaged shards still agree on, then that and what is like them.
+        Raises Corrupt, and notes the stripe as lost.
+        """
+        trouble = left.trouble
+        good, bad = await asyncio.to_thread(assembly.sift, left.shards)
         self._report(entry, bad, Cause.DIGEST, "its bytes are not those of its digest")
+        found = await self._beyond.from_streams(entry, good)
+        if found is not None:
+            return self._believe(entry, found)
+        hurt = [*left.damaged, *bad]
         try:
-            assembled = await asyncio.to_thread(assembly.mend, entry.stripe, good, [*damaged, *bad])
+            return self._readable(entry, await asyncio.to_thread(assembly.mend, entry.stripe, good, hurt))
         except errors.Corrupt as error:
             if error.reason == "beyond-salvage":
                 trouble = error
-        else:
-            self._book.readable(entry.stripe)
-            return assembled
+        donors = await self._beyond.donors(entry, [*good, *hurt], self._whole)
+        if not donors:
+            self._lose(entry, good, trouble)
+        try:
+            found = await asyncio.to_thread(assembly.mend, entry.stripe, good, hurt, donors)
+        except errors.Corrupt:
+            self._beyond.was_in_vain(entry)
+            self._lose(entry, good, trouble)
+        self.mended_by_likeness_total += 1
+        return self._readable(entry, found)
+
+    async def _whole(self, entry: Entry) -> Assembled | None:
+        found = await self._from_parity(entry)
+        return found if isinstance(found, Assembled) else None
+
+    def _lose(self, entry: Entry, good: Sequence[Shard], trouble: errors.Corrupt | None) -> NoReturn:
         need = entry.stripe.geometry.data
         lost = trouble or errors.Corrupt(
             f"{_distinct(good)} good shards of {entry.stripe.segment} of {entry.stripe.volume} can be reached and "
@@ -143,7 +192,18 @@ class StripeIO:
 
     async def truth(self, entry: Entry) -> tuple[manifests.Manifest, Coded]:
         """The stripe decoded, believed and coded anew, and what its manifest must say. Raises Corrupt."""
+        return await self._truth(entry, await self.read(entry))
+
+    async def remake(self, entry: Entry, indexes: Collection[int]) -> tuple[manifests.Manifest, Coded]:
+        """The same for some shards of a stripe alone, as long as its manifest agrees with them."""
         assembled = await self.read(entry)
+        if entry.manifest is not None:
+            coded = await asyncio.to_thread(assembly.code_some, assembled, entry.manifest, indexes)
+            if coded is not None:
+                return entry.manifest, coded
+        return await self._truth(entry, assembled)
+
+    async def _truth(self, entry: Entry, assembled: Assembled) -> tuple[manifests.Manifest, Coded]:
         coded = await asyncio.to_thread(
             assembly.code_bytes, assembled.segment, assembled.data, entry.stripe.geometry
         )
@@ -267,6 +327,25 @@ class StripeIO:
             )
         self._catalogue.entries.setdefault(manifest.stripe, Entry(manifest.stripe)).manifest = manifest
         return told
+
+    # -- removing --------------------------------------------------------------------------------------------
+
+    async def drop(self, entry: Entry) -> None:
+        """Remove a stripe that another has replaced, where its nodes answer.
+
+        Shards first: a manifest without them says what they were, shards without one might be adopted.
+        """
+        for index in (*range(entry.stripe.geometry.shards), MANIFEST):
+            await asyncio.gather(
+                *(
+                    self._fleet.remove(node, key)
+                    for node, key in entry.copies(index)
+                    if self._fleet.answers(node)
+                )
+            )
+        self._book.settle(entry.stripe, self._fleet.answers)
+        if not entry.where:
+            self._catalogue.forget(entry.stripe)
 
 
 def quorum(geometry: stripes.Geometry) -> int:

@@ -168,6 +168,16 @@ def seal(
 
 def open_frame(wire: bytes) -> Frame:
     """A frame from bytes that nobody vouches for: sizes first, then the header. The body is not touched."""
+    header, body_at = _split(wire)
+    return Frame(header, blake3(wire).digest(), wire, body_at)
+
+
+def read_header(wire: bytes) -> Header:
+    """The header alone, of a frame whose hash nobody asks for; raises Corrupt as ``open_frame`` does."""
+    return _split(wire)[0]
+
+
+def _split(wire: bytes) -> tuple[Header, int]:
     if len(wire) > limits.FRAME_MAX_BYTES:
         raise _bad(f"{len(wire)} bytes exceed the limit of {limits.FRAME_MAX_BYTES}")
     if len(wire) < _PREFIX.size:
@@ -199,7 +209,7 @@ def open_frame(wire: bytes) -> Frame:
         header = _from_map(fields)
     except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
         raise _bad(f"its header cannot be read ({error!r})") from error
-    return Frame(header, blake3(wire).digest(), wire, body_at)
+    return header, body_at
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class Segment:
             yield frames.open_frame(wire)
 
     def span(self) -> Span:
-        opened = [frames.open_frame(self.wires[0]).header, frames.open_frame(self.wires[-1]).header]
+        opened = [frames.read_header(self.wires[0]), frames.read_header(self.wires[-1])]
         return Span(
             self.volume,
             self.origin,
@@ -111,12 +111,19 @@ def encode(segment: Segment) -> bytes:
     return b"".join((_PREFIX.pack(MAGIC, len(head)), head, lengths, *segment.wires))
 
 
-def decode(data: bytes, digest: bytes) -> Segment:
+def decode(data: bytes | memoryview, digest: bytes) -> Segment:
     """A segment from bytes that must have this digest; raises Corrupt for any others, and for what no sealer makes."""
     if len(data) > MAX_BYTES:
         raise _bad(f"{len(data)} bytes exceed the limit of {MAX_BYTES}")
     if blake3(data).digest() != digest:
         raise _bad("its bytes are not those of its hash")
+    return decode_believed(data)
+
+
+def decode_believed(data: bytes | memoryview) -> Segment:
+    """The same for bytes whose hash was compared just now."""
+    if len(data) > MAX_BYTES:
+        raise _bad(f"{len(data)} bytes exceed the limit of {MAX_BYTES}")
     try:
         return _decode(data)
     except (ValueError, KeyError, TypeError, struct.error, msgpack.UnpackException) as error:
@@ -125,7 +132,7 @@ def decode(data: bytes, digest: bytes) -> Segment:
         raise _bad(error.message) from error
 
 
-def _decode(data: bytes) -> Segment:
+def _decode(data: bytes | memoryview) -> Segment:
     magic, head_bytes = _PREFIX.unpack_from(data)
     if magic != MAGIC:
         raise errors.Corrupt(
@@ -157,7 +164,8 @@ def _decode(data: bytes) -> Segment:
     if begin + sum(lengths) != len(data) or max(lengths) > limits.FRAME_MAX_BYTES:
         raise ValueError("its lengths do not add up")
     ends = list(accumulate(lengths, initial=begin))
-    wires = tuple(data[start:end] for start, end in pairwise(ends))
+    view = memoryview(data)
+    wires = tuple(bytes(view[start:end]) for start, end in pairwise(ends))
     return Segment(fields["vol"], fields["org"], first, wires)
 
 

@@ -182,13 +182,33 @@ def files(count: int, work: Path | None, form: str) -> exits.Exit:
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="The best one counts."
 )
+@click.option("--rebuild/--no-rebuild", default=True, help="Also lose a storage node and rebuild it.")
+@click.option(
+    "--node-mb",
+    type=click.IntRange(min=8),
+    default=256,
+    show_default=True,
+    help="Size of that node; six of them.",
+)
+@_place
 @options.form
-def erasure(geometries: tuple[str, ...], segments: int, rounds: int, form: str) -> exits.Exit:
-    """Coding segments into shards and back, hashing included, beside pyeclib alone."""
+def erasure(
+    geometries: tuple[str, ...],
+    segments: int,
+    rounds: int,
+    rebuild: bool,
+    node_mb: int,
+    work: Path | None,
+    form: str,
+) -> exits.Exit:
+    """Coding segments beside pyeclib alone; rebuilding a node, and what a writer feels of it."""
     from dkctl.bench import erasure as measurement
     from dkctl.bench import figures
 
-    return output.show(figures.answer(measurement.measure(geometries, segments, rounds, output.say)), form)
+    with _folder(work) as folder:
+        place = folder if rebuild else None
+        report = measurement.measure(geometries, segments, rounds, place, node_mb, output.say)
+    return output.show(figures.answer(report), form)
 
 
 @bench.command()

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dkctl import exits, options, output, repairs
+from dkctl import client, exits, lost_files, options, output, repairs
 from dkctl.output import Column
 
 VOLUME_COLUMNS = [
@@ -28,6 +28,7 @@ LOST_COLUMNS = [
     Column("FROM", "first_at"),
     Column("TO", "last_at"),
     Column("WHAT", "words"),
+    Column("FILES", "files_named"),
 ]
 DAMAGE_COLUMNS = [
     Column("DAMAGED", "item"),
@@ -48,10 +49,14 @@ MAX_SHOWN = 50
 def health(seal: bool, timeout_s: float, directory: Path, form: str) -> exits.Exit:
     """Show how many storage nodes can still be lost, and what is damaged.
 
+    Of what cannot be read the positions, times and files are named.
+
     Exit code 1 when anything is damaged, lost, or less protected than its geometry says.
     """
     repair = repairs.Repair.of(directory)
-    return output.show(of_health(repair.seal(timeout_s) if seal else repair.health()), form)
+    found = repair.seal(timeout_s) if seal else repair.health()
+    lost_files.add_to(found, client.Control.of(directory))
+    return output.show(of_health(found), form)
 
 
 def of_health(found: dict[str, Any]) -> output.Answer:
@@ -91,4 +96,5 @@ def _lost_row(one: dict[str, Any]) -> dict[str, Any]:
     return one | {
         "first_at": output.moment(one.get("first_us")),
         "last_at": output.moment(one.get("last_us")),
+        "files_named": lost_files.in_words(one),
     }
