@@ -13,7 +13,7 @@ from tests.support.kubernetes import Cluster
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     binaries = kubernetes.programs()
     if binaries is None:
-        pytest.skip("no Kubernetes API server is built here: make test-k8s does that, once")
+        pytest.skip(f"no Kubernetes API server: {kubernetes.why_not()}")
     with kubernetes.cluster(tmp_path_factory.mktemp("kubernetes"), binaries) as made:
         yield made
 

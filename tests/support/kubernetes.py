@@ -46,6 +46,11 @@ def programs() -> Path | None:
     return folder if all(os.access(folder / program, os.X_OK) for program in PROGRAMS) else None
 
 
+def why_not() -> str:
+    """Why there is none, as whoever tried to build it says."""
+    return os.environ.get("DIFFKEEPER_KUBERNETES_WHY_NOT") or "make test-k8s builds it, once"
+
+
 def eventually(look: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
     """The first answer of ``look`` that is not empty."""
     end = time.monotonic() + patience_s

@@ -1,0 +1,271 @@
+"""What a kubelet does for one pod, as far as a test needs it: the files and directories of its containers at the paths of the
+manifest, each command with the rights the manifest gives and no other, an address of its own, and the probes told to the API server.
+
+There are no images: every container sees the machine's own programs, read-only, and DiffKeeper's commands beside them.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.kubernetes import Cluster, eventually
+
+_PROJECT = Path(__file__).parents[2]
+_STATUS = "application/strategic-merge-patch+json"
+
+# In a mount namespace of its own: what containers have at fixed paths is made in layers above the machine's directories.
+_CONTAINER = r"""
+set -eu
+scratch=$1; limits=$2; mounts=$3; shift 3
+mount -t tmpfs none "$scratch"
+for layered in etc var; do
+    mkdir "$scratch/$layered" "$scratch/$layered-work"
+    mount -t overlay -o "lowerdir=/$layered,upperdir=$scratch/$layered,workdir=$scratch/$layered-work" none "/$layered"
+done
+mount -t tmpfs none /run
+if mountpoint -q /sys/fs/bpf; then umount -l /sys/fs/bpf; fi
+while read -r source target how; do
+    mkdir -p "$target"
+    mount --bind "$source" "$target"
+    if [ "$how" = ro ]; then mount -o remount,bind,ro "$target"; fi
+done <"$mounts"
+mount -o remount,bind,ro /
+exec setpriv $limits -- "$@"
+"""
+
+
+class PodNetwork:
+    """A cable from the machine to a namespace: ``host`` at this end, ``pod`` at the other."""
+
+    def __init__(self) -> None:
+        mark = secrets.token_hex(3)
+        self.namespace, self._cable = f"dkp-{mark}", f"dkp{mark}"
+        net = f"10.78.{int(mark[:2], 16)}.{int(mark[2:4], 16) & 0xFC}"
+        base, _, last = net.rpartition(".")
+        self.host, self.pod = f"{base}.{int(last) + 1}", f"{base}.{int(last) + 2}"
+
+    def make(self) -> None:
+        _run("ip", "netns", "add", self.namespace)
+        _run(
+            "ip", "link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", self.namespace
+        )
+        _run("ip", "addr", "add", f"{self.host}/30", "dev", self._cable)
+        _run("ip", "link", "set", self._cable, "up")
+        for words in ("link set lo up", f"addr add {self.pod}/30 dev eth0", "link set eth0 up"):
+            _run("ip", "-n", self.namespace, *words.split())
+
+    def remove(self) -> None:
+        if Path("/run/netns", self.namespace).exists():
+            _run("ip", "netns", "del", self.namespace)
+
+
+@contextlib.contextmanager
+def network() -> Iterator[PodNetwork]:
+    """Skips the test where no namespace can be made."""
+    if os.geteuid() != 0:
+        pytest.skip("the containers of a pod are started as root")
+    made = PodNetwork()
+    try:
+        try:
+            made.make()
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"network namespaces cannot be made here: {getattr(error, 'stderr', None) or error}")
+        yield made
+    finally:
+        made.remove()
+
+
+class PodRunner:
+    """One pod at a time; ``volumes`` outlive it, as claims do."""
+
+    def __init__(self, cluster: Cluster, folder: Path, at: PodNetwork, namespace: str, name: str) -> None:
+        self._cluster = cluster
+        self._folder = folder
+        self._at = at
+        self._path = f"/api/v1/namespaces/{namespace}/pods/{name}"
+        self._namespace = namespace
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        # Rights that this node does not give, whatever the manifest says.
+        self.withheld: set[str] = set()
+        self.pod: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Every container of the pod, once the controllers have made it."""
+        self.pod = eventually(self._living)
+        # From now on it is not gone before its node says so.
+        binding = {
+            "metadata": {"name": self.pod["metadata"]["name"]},
+            "target": {"kind": "Node", "name": "here"},
+        }
+        self._cluster.call(
+            "POST", f"{self._path}/binding", {"apiVersion": "v1", "kind": "Binding", **binding}
+        )
+        spec = self.pod["spec"]
+        assert spec["hostPID"], "the programs of the test are looked up by the machine's process numbers"
+        assert not spec.get("initContainers"), "this API server is too old for native sidecars"
+        for volume in spec["volumes"]:
+            self._make_volume(volume)
+        for container in spec["containers"]:
+            self.start_container(container["name"])
+
+    def start_container(self, name: str) -> None:
+        container = next(one for one in self.pod["spec"]["containers"] if one["name"] == name)
+        with self._log(name).open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                self._command(container), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment()
+            )
+
+    def kill_container(self, name: str) -> None:
+        process = self._running.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def tell(self) -> bool:
+        """Ask the probes, and write what they say into the pod's status; whether the pod is ready."""
+        containers = self.pod["spec"]["containers"]
+        ready = all(self._is_ready(container) for container in containers)
+        condition = {"type": "Ready", "status": "True" if ready else "False"}
+        status = {"phase": "Running", "podIP": self._at.pod, "conditions": [condition]}
+        self._cluster.call("PATCH", f"{self._path}/status", {"status": status}, _STATUS)
+        return ready
+
+    def bring_up(self) -> None:
+        self.start()
+        try:
+            eventually(self.tell)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from error
+
+    def end(self) -> None:
+        """As a kubelet ends a pod: SIGTERM, patience, SIGKILL."""
+        for process in self._running.values():
+            process.terminate()
+        for process in self._running.values():
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._running.clear()
+
+    def forget(self) -> None:
+        """Tell the API server that the pod it wants gone has ended."""
+        self._cluster.call("DELETE", self._path, {"gracePeriodSeconds": 0})
+
+    def is_condemned(self) -> bool:
+        pod = self._cluster.find(self._path)
+        return pod is not None and "deletionTimestamp" in pod["metadata"]
+
+    def logs(self) -> str:
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text('utf-8', 'replace')[-4000:]}"
+            for path in sorted(self._folder.glob("*.log"))
+        )
+
+    def _living(self) -> Any:
+        pod = self._cluster.find(self._path)
+        return pod if pod is not None and "deletionTimestamp" not in pod["metadata"] else None
+
+    def _is_ready(self, container: dict[str, Any]) -> bool:
+        process = self._running.get(container["name"])
+        if process is None or process.poll() is not None:
+            return False
+        probe = container.get("readinessProbe", {}).get("httpGet")
+        if probe is None:
+            return True
+        try:
+            url = f"http://{self._at.pod}:{probe['port']}{probe['path']}"
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def volume(self, name: str) -> Path:
+        return self._folder / "volumes" / name
+
+    def _make_volume(self, volume: dict[str, Any]) -> None:
+        place = self.volume(volume["name"])
+        place.mkdir(parents=True, exist_ok=True)
+        files: dict[str, bytes] = {}
+        where = f"/api/v1/namespaces/{self._namespace}"
+        if "configMap" in volume:
+            data = self._cluster.call("GET", f"{where}/configmaps/{volume['configMap']['name']}")["data"]
+            files = {name: text.encode() for name, text in data.items()}
+        elif "secret" in volume:
+            data = self._cluster.call("GET", f"{where}/secrets/{volume['secret']['secretName']}")["data"]
+            files = {name: base64.b64decode(text) for name, text in data.items()}
+        for name, content in files.items():
+            (place / name).write_bytes(content)
+            (place / name).chmod(volume.get("secret", {}).get("defaultMode", 0o644))
+
+    def _command(self, container: dict[str, Any]) -> list[str]:
+        scratch = self._folder / "scratch" / container["name"]
+        scratch.mkdir(parents=True, exist_ok=True)
+        mounts = self._folder / f"{container['name']}.mounts"
+        mounts.write_text("".join(f"{line}\n" for line in self._mounts(container)))
+        return [
+            *("nsenter", f"--net=/run/netns/{self._at.namespace}", "--"),
+            *("unshare", "--mount", "--propagation=private", "--"),
+            *("sh", "-c", _CONTAINER, "sh", str(scratch), self._rights(container), str(mounts)),
+            *_found(container["command"]),
+            *container.get("args", []),
+        ]
+
+    def _mounts(self, container: dict[str, Any]) -> Iterator[str]:
+        for mount in container.get("volumeMounts", []):
+            source = self.volume(mount["name"]) / mount.get("subPath", "")
+            if not source.exists():
+                source.mkdir()
+                # As provisioners of node-local claims do, so that a program of any user can write.
+                source.chmod(0o777)
+            yield f"{source} {mount['mountPath']} {'ro' if mount.get('readOnly') else 'rw'}"
+
+    def _rights(self, container: dict[str, Any]) -> str:
+        context = container.get("securityContext", {})
+        added = [
+            right for right in context.get("capabilities", {}).get("add", []) if right not in self.withheld
+        ]
+        bounds = ",".join(["-all", *(f"+{right.lower()}" for right in added)])
+        words = [f"--bounding-set={bounds}", "--inh-caps=-all", "--ambient-caps=-all"]
+        if context.get("allowPrivilegeEscalation") is False:
+            words.append("--no-new-privs")
+        if user := context.get("runAsUser"):
+            words += [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+        return " ".join(words)
+
+    def _log(self, container: str) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / f"{container}.log"
+
+
+def _found(command: list[str]) -> list[str]:
+    """A command of DiffKeeper as this interpreter runs it; any other as it is."""
+    scripts = tomllib.loads((_PROJECT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    if command[0] not in scripts:
+        return command
+    module, _, function = scripts[command[0]].partition(":")
+    started = f"import sys; from {module} import {function}; sys.exit({function}())"
+    return [sys.executable, "-c", started, *command[1:]]
+
+
+def _environment() -> dict[str, str]:
+    """Of the test's own only what finds the programs."""
+    kept = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
+    return {**kept, "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nonexistent"}
+
+
+def _run(*argv: str) -> None:
+    subprocess.run(argv, capture_output=True, text=True, check=True)
