@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import json
+import os
+import subprocess
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.support import brokers, kubernetes, pod_runner
 from tests.support.kubernetes import Cluster, Operator, eventually
 from tests.support.pod_runner import PodNetwork, PodRunner
 from tests.support.replicators import TOKEN, ReplicatorProcess
+from tests.support.sacs import DEPLOY
 
 from diffkeeper import nats_server
 from diffkeeper.domain import volumes
 from diffkeeper_capture.bpf_probe import BpfProbe
 from diffkeeper_operator import pods, specs
+from dkctl import manifests
 
 pytestmark = [pytest.mark.disaster, pytest.mark.timeout(400)]
 
@@ -38,7 +45,7 @@ while True:
 """
 
 
-def manifest(**spec: Any) -> dict[str, Any]:
+def resource(**spec: Any) -> dict[str, Any]:
     program = {
         "name": "rows",
         "image": "rows:1",
@@ -82,9 +89,9 @@ def operator(cluster: Cluster, folder: Path, url: str) -> Iterator[Operator]:
         yield running
 
 
-def give_secret(cluster: Cluster, namespace: str) -> None:
+def give_secret(cluster: Cluster, namespace: str, name: str = "diffkeeper") -> None:
     words = {"token": TOKEN, "broker-secret": brokers.SECRET}
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "diffkeeper"}, "stringData": words}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": words}
     cluster.apply(secret, namespace)
 
 
@@ -98,17 +105,17 @@ def pod(cluster: Cluster, folder: Path, network: PodNetwork, namespace: str) -> 
         print(runner.logs())
 
 
-def captured(cluster: Cluster, namespace: str) -> tuple[str, str, str]:
-    told = (cluster.sac(namespace, "rows").get("status") or {}).get("conditions", [])
+def captured(cluster: Cluster, namespace: str, name: str = "rows") -> tuple[str, str, str]:
+    told = (cluster.sac(namespace, name).get("status") or {}).get("conditions", [])
     one: dict[str, str] = next((one for one in told if one["type"] == "Captured"), {})
     return one.get("status", ""), one.get("reason", ""), one.get("message", "")
 
 
-def wait_for(cluster: Cluster, namespace: str, *wanted: str) -> None:
+def wait_for(cluster: Cluster, namespace: str, *wanted: str, name: str = "rows") -> None:
     try:
-        eventually(lambda: captured(cluster, namespace)[:2] == wanted)
+        eventually(lambda: captured(cluster, namespace, name)[:2] == wanted)
     except AssertionError as error:
-        raise AssertionError(f"{wanted} did not come: {cluster.sac(namespace, 'rows')['status']}") from error
+        raise AssertionError(f"{wanted} did not come: {cluster.sac(namespace, name)['status']}") from error
 
 
 def rows_in(state: Path) -> int:
@@ -133,7 +140,7 @@ async def test_a_volume_is_captured_and_outlives_its_agent_and_its_pod(
             pod(cluster, tmp_path / "pod", network, namespace) as runner,
         ):
             give_secret(cluster, namespace)
-            cluster.apply(manifest(deletionPolicy="Delete"), namespace)
+            cluster.apply(resource(deletionPolicy="Delete"), namespace)
             runner.bring_up()
             wait_for(cluster, namespace, "True", "Capturing")
             status = cluster.sac(namespace, "rows")["status"]
@@ -205,6 +212,95 @@ async def delete(cluster: Cluster, namespace: str, runner: PodRunner) -> None:
     assert all("deletionTimestamp" in claim["metadata"] for claim in claims)
 
 
+# What the image does: a database made where there is none, and then the server, neither of them as root.
+POSTGRES = """
+set -eu
+state=/var/lib/postgresql/data
+chown postgres "$state"
+chmod 700 "$state"
+as="setpriv --reuid=postgres --regid=postgres --init-groups --"
+if [ ! -s "$state/PG_VERSION" ]; then
+    printf '%s' "$POSTGRES_PASSWORD" >/run/password
+    chmod 644 /run/password
+    $as BINARIES/initdb -D "$state" --auth=scram-sha-256 --pwfile=/run/password
+fi
+exec $as BINARIES/postgres -D "$state" -c listen_addresses=127.0.0.1 -c unix_socket_directories=
+"""
+
+
+async def test_the_seeds_manifest_and_an_overlay_give_a_captured_postgresql(
+    cluster: Cluster, namespace: str, network: PodNetwork, tmp_path: Path
+) -> None:
+    if why := BpfProbe.why_not():
+        pytest.skip(why)
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("PostgreSQL is not installed")
+    image = ["sh", "-c", POSTGRES.replace("BINARIES", str(found[-1].parent))]
+    system = "diffkeeper-system"
+    give_secret(cluster, system, "diffkeeper-control")
+    give_secret(cluster, namespace)
+    things = [one for one in yaml.safe_load_all(manifests.render("single")) if one]
+    cluster.kubectl("apply", "-f", "-", stdin=manifests.render("single"))
+    # The operator's own pod is not run: it is a process, so that the test sees what it says.
+    cluster.kubectl("delete", "deployment", "diffkeeper-operator", "-n", system)
+    broker = PodRunner(cluster, tmp_path / "broker", network, system, "diffkeeper-nats-0")
+    runner = PodRunner(cluster, tmp_path / "pod", network, namespace, "postgres-0", {"postgres:15": image})
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    try:
+        broker.bring_up()
+        [told] = [
+            one["data"]["operator.json"]
+            for one in things
+            if one["metadata"]["name"] == "diffkeeper-operator" and "data" in one
+        ]
+        # Names are resolved by a cluster's own DNS.
+        settings = json.loads(told) | {
+            "agent_token_file": str(token),
+            "brokers": [f"nats://{network.pod}:4222"],
+        }
+        with kubernetes.operator(cluster, tmp_path / "operator", **settings):
+            cluster.kubectl("apply", "-n", namespace, "-f", str(DEPLOY / "examples" / "postgres.yaml"))
+            runner.bring_up()
+            wait_for(cluster, namespace, "True", "Capturing", name="postgres")
+            password = cluster.call("GET", f"/api/v1/namespaces/{namespace}/secrets/postgres-credentials")[
+                "data"
+            ]["password"]
+            query = partial(psql, network, found[-1].with_name("psql"), base64.b64decode(password).decode())
+            eventually(lambda: query("create table if not exists kept (n int)") == 0)
+            assert query("insert into kept select generate_series(1, 1000)") == 0
+            before = position(cluster, namespace)
+            assert query("checkpoint") == 0
+            eventually(lambda: position(cluster, namespace) != before)
+    finally:
+        runner.end()
+        broker.end()
+        print(runner.logs(), broker.logs())
+        cluster.kubectl("delete", "statefulset", "diffkeeper-nats", "-n", system)
+        if broker.is_condemned():
+            broker.forget()
+
+
+def position(cluster: Cluster, namespace: str) -> str:
+    return str(cluster.sac(namespace)["status"]["position"])
+
+
+def psql(network: PodNetwork, program: Path, password: str, query: str) -> int:
+    """Its exit code, asked from within the pod."""
+    words = ["-h", "127.0.0.1", "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-c", query]
+    done = subprocess.run(
+        ["nsenter", f"--net=/run/netns/{network.namespace}", "--", program, *words],
+        env={**os.environ, "PGPASSWORD": password},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    print(done.stdout, done.stderr)
+    return done.returncode
+
+
 async def test_a_node_without_the_right_to_bpf_falls_back_and_says_so(
     cluster: Cluster, namespace: str, network: PodNetwork, tmp_path: Path
 ) -> None:
@@ -216,7 +312,7 @@ async def test_a_node_without_the_right_to_bpf_falls_back_and_says_so(
         ):
             runner.withheld = {"BPF", "PERFMON"}
             give_secret(cluster, namespace)
-            cluster.apply(manifest(), namespace)
+            cluster.apply(resource(), namespace)
             runner.bring_up()
             wait_for(cluster, namespace, "False", "FallbackPolling")
             assert "BPF, PERFMON" in captured(cluster, namespace)[2]

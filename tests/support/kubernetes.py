@@ -293,7 +293,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 class Operator:
     """The operator as a process, which can be killed and started again."""
 
-    def __init__(self, cluster: Cluster, folder: Path, *, server: str = "", **settings: Any) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, /, *, server: str = "", **settings: Any) -> None:
         self.folder = folder
         self._config = folder / "operator.json"
         self._config.write_text(
@@ -337,7 +337,7 @@ class Operator:
 
 
 @contextlib.contextmanager
-def operator(cluster: Cluster, folder: Path, **settings: Any) -> Iterator[Operator]:
+def operator(cluster: Cluster, folder: Path, /, **settings: Any) -> Iterator[Operator]:
     folder.mkdir(parents=True, exist_ok=True)
     running = Operator(cluster, folder, **settings)
     running.start()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -23,7 +24,12 @@ from typing import Any
 import pytest
 from tests.support.kubernetes import Cluster, eventually
 
+from diffkeeper import nats_server
+from diffkeeper_operator import pods
+
 _PROJECT = Path(__file__).parents[2]
+# What container runtimes leave to a container that says nothing, as far as a program in one uses it.
+_USUAL_RIGHTS = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID"]
 _STATUS = "application/strategic-merge-patch+json"
 
 # In a mount namespace of its own: what containers have at fixed paths is made in layers above the machine's directories.
@@ -89,14 +95,23 @@ def network() -> Iterator[PodNetwork]:
 
 
 class PodRunner:
-    """One pod at a time; ``volumes`` outlive it, as claims do."""
+    """One pod at a time; ``volumes`` outlive it, as claims do. ``images``: the command of an image, where the manifest gives none."""
 
-    def __init__(self, cluster: Cluster, folder: Path, at: PodNetwork, namespace: str, name: str) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        folder: Path,
+        at: PodNetwork,
+        namespace: str,
+        name: str,
+        images: dict[str, list[str]] | None = None,
+    ) -> None:
         self._cluster = cluster
         self._folder = folder
         self._at = at
         self._path = f"/api/v1/namespaces/{namespace}/pods/{name}"
         self._namespace = namespace
+        self._images = images or {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         # Rights that this node does not give, whatever the manifest says.
         self.withheld: set[str] = set()
@@ -114,7 +129,8 @@ class PodRunner:
             "POST", f"{self._path}/binding", {"apiVersion": "v1", "kind": "Binding", **binding}
         )
         spec = self.pod["spec"]
-        assert spec["hostPID"], "the programs of the test are looked up by the machine's process numbers"
+        captures = any(one["name"] == pods.AGENT for one in spec["containers"])
+        assert not captures or spec["hostPID"], "an agent with other process numbers than the kernel's"
         assert not spec.get("initContainers"), "this API server is too old for native sidecars"
         for volume in spec["volumes"]:
             self._make_volume(volume)
@@ -125,7 +141,11 @@ class PodRunner:
         container = next(one for one in self.pod["spec"]["containers"] if one["name"] == name)
         with self._log(name).open("ab") as log:
             self._running[name] = subprocess.Popen(
-                self._command(container), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment()
+                self._command(container),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=self._environment(container),
             )
 
     def kill_container(self, name: str) -> None:
@@ -200,16 +220,34 @@ class PodRunner:
         place = self.volume(volume["name"])
         place.mkdir(parents=True, exist_ok=True)
         files: dict[str, bytes] = {}
-        where = f"/api/v1/namespaces/{self._namespace}"
         if "configMap" in volume:
-            data = self._cluster.call("GET", f"{where}/configmaps/{volume['configMap']['name']}")["data"]
-            files = {name: text.encode() for name, text in data.items()}
+            path = f"/api/v1/namespaces/{self._namespace}/configmaps/{volume['configMap']['name']}"
+            files = {name: text.encode() for name, text in self._cluster.call("GET", path)["data"].items()}
         elif "secret" in volume:
-            data = self._cluster.call("GET", f"{where}/secrets/{volume['secret']['secretName']}")["data"]
-            files = {name: base64.b64decode(text) for name, text in data.items()}
+            files = self._secret(volume["secret"]["secretName"])
+        if "persistentVolumeClaim" in volume:
+            # As provisioners of node-local claims do, so that a program of any user can write.
+            place.chmod(0o777)
         for name, content in files.items():
             (place / name).write_bytes(content)
             (place / name).chmod(volume.get("secret", {}).get("defaultMode", 0o644))
+
+    def _secret(self, name: str) -> dict[str, bytes]:
+        found = self._cluster.call("GET", f"/api/v1/namespaces/{self._namespace}/secrets/{name}")
+        return {key: base64.b64decode(text) for key, text in found["data"].items()}
+
+    def _environment(self, container: dict[str, Any]) -> dict[str, str]:
+        """Of the test's own only what finds the programs."""
+        kept = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
+        told: dict[str, str] = {}
+        for entry in container.get("env", []):
+            key = entry.get("valueFrom", {}).get("secretKeyRef")
+            if key is None:
+                given = re.sub(r"\$\((\w+)\)", lambda name: told.get(name[1], name[0]), entry["value"])
+            else:
+                given = self._secret(key["name"])[key["key"]].decode()
+            told[entry["name"]] = given
+        return {**kept, "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nonexistent", **told}
 
     def _command(self, container: dict[str, Any]) -> list[str]:
         scratch = self._folder / "scratch" / container["name"]
@@ -220,7 +258,7 @@ class PodRunner:
             *("nsenter", f"--net=/run/netns/{self._at.namespace}", "--"),
             *("unshare", "--mount", "--propagation=private", "--"),
             *("sh", "-c", _CONTAINER, "sh", str(scratch), self._rights(container), str(mounts)),
-            *_found(container["command"]),
+            *_found(container.get("command") or self._images[container["image"]]),
             *container.get("args", []),
         ]
 
@@ -229,20 +267,19 @@ class PodRunner:
             source = self.volume(mount["name"]) / mount.get("subPath", "")
             if not source.exists():
                 source.mkdir()
-                # As provisioners of node-local claims do, so that a program of any user can write.
                 source.chmod(0o777)
             yield f"{source} {mount['mountPath']} {'ro' if mount.get('readOnly') else 'rw'}"
 
     def _rights(self, container: dict[str, Any]) -> str:
         context = container.get("securityContext", {})
-        added = [
-            right for right in context.get("capabilities", {}).get("add", []) if right not in self.withheld
-        ]
+        named = context.get("capabilities", {})
+        kept = [] if "ALL" in named.get("drop", []) else _USUAL_RIGHTS
+        added = [right for right in [*kept, *named.get("add", [])] if right not in self.withheld]
         bounds = ",".join(["-all", *(f"+{right.lower()}" for right in added)])
         words = [f"--bounding-set={bounds}", "--inh-caps=-all", "--ambient-caps=-all"]
         if context.get("allowPrivilegeEscalation") is False:
             words.append("--no-new-privs")
-        if user := context.get("runAsUser"):
+        if user := context.get("runAsUser", self.pod["spec"]["securityContext"].get("runAsUser")):
             words += [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         return " ".join(words)
 
@@ -254,17 +291,13 @@ class PodRunner:
 def _found(command: list[str]) -> list[str]:
     """A command of DiffKeeper as this interpreter runs it; any other as it is."""
     scripts = tomllib.loads((_PROJECT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    if command[0] == "nats-server":
+        return [nats_server.find_binary(), *command[1:]]
     if command[0] not in scripts:
         return command
     module, _, function = scripts[command[0]].partition(":")
     started = f"import sys; from {module} import {function}; sys.exit({function}())"
     return [sys.executable, "-c", started, *command[1:]]
-
-
-def _environment() -> dict[str, str]:
-    """Of the test's own only what finds the programs."""
-    kept = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
-    return {**kept, "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nonexistent"}
 
 
 def _run(*argv: str) -> None:
