@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -140,7 +141,7 @@ async def test_a_volume_is_captured_and_outlives_its_agent_and_its_pod(
             pod(cluster, tmp_path / "pod", network, namespace) as runner,
         ):
             give_secret(cluster, namespace)
-            cluster.apply(resource(deletionPolicy="Delete"), namespace)
+            cluster.apply(resource(), namespace)
             runner.bring_up()
             wait_for(cluster, namespace, "True", "Capturing")
             status = cluster.sac(namespace, "rows")["status"]
@@ -167,7 +168,15 @@ async def test_a_volume_is_captured_and_outlives_its_agent_and_its_pod(
 
             runner.kill_container("rows")
             await check_copy(sites, f"{namespace}-rows", state, tmp_path / "west")
-            await delete(cluster, namespace, runner)
+
+            # A claim that was lost: the log has what nothing here continues, and it is not begun anew.
+            cluster.kubectl("delete", "pod", "rows-0", "-n", namespace, "--wait=false")
+            runner.end()
+            runner.forget()
+            shutil.rmtree(runner.volume(pods.STATE))
+            runner.bring_up()
+            wait_for(cluster, namespace, "False", "AttachRefused")
+            assert "its tree" in captured(cluster, namespace)[2]
 
 
 def goes_on(state: Path) -> None:
@@ -201,9 +210,18 @@ async def check_copy(sites: brokers.Brokers, volume: str, state: Path, folder: P
         await replicator.stop()
 
 
-async def delete(cluster: Cluster, namespace: str, runner: PodRunner) -> None:
-    """Its claims go too, once what was written is in the log."""
+async def delete(cluster: Cluster, namespace: str, runner: PodRunner, sites: brokers.Brokers) -> None:
+    """Its claims go too, but not before what was written is in the log."""
+    await sites.servers["east"].kill()
     cluster.kubectl("delete", "sac", "rows", "-n", namespace, "--wait=false")
+
+    def waits() -> bool:
+        status = cluster.sac(namespace, "rows")["status"]
+        return status["phase"] == "Deleting" and "nothing was removed" in status["message"]
+
+    eventually(waits)
+    assert not runner.is_condemned()
+    await sites.restart("east")
     eventually(runner.is_condemned)
     runner.end()
     runner.forget()
@@ -301,7 +319,7 @@ def psql(network: PodNetwork, program: Path, password: str, query: str) -> int:
     return done.returncode
 
 
-async def test_a_node_without_the_right_to_bpf_falls_back_and_says_so(
+async def test_a_node_without_the_right_to_bpf_falls_back_and_a_deletion_waits_for_the_log(
     cluster: Cluster, namespace: str, network: PodNetwork, tmp_path: Path
 ) -> None:
     async with broker(network, tmp_path / "brokers") as sites:
@@ -312,7 +330,8 @@ async def test_a_node_without_the_right_to_bpf_falls_back_and_says_so(
         ):
             runner.withheld = {"BPF", "PERFMON"}
             give_secret(cluster, namespace)
-            cluster.apply(resource(), namespace)
+            cluster.apply(resource(deletionPolicy="Delete"), namespace)
             runner.bring_up()
             wait_for(cluster, namespace, "False", "FallbackPolling")
             assert "BPF, PERFMON" in captured(cluster, namespace)[2]
+            await delete(cluster, namespace, runner, sites)
