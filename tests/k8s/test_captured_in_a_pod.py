@@ -276,6 +276,7 @@ async def test_the_seeds_manifest_and_an_overlay_give_a_captured_postgresql(
         # Names are resolved by a cluster's own DNS.
         settings = json.loads(told) | {
             "agent_token_file": str(token),
+            "figures_every_s": 1.0,
             "brokers": [f"nats://{network.pod}:4222"],
         }
         with kubernetes.operator(cluster, tmp_path / "operator", **settings):

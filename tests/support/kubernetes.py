@@ -31,7 +31,7 @@ from diffkeeper_operator import specs
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 OPERATOR = "system:serviceaccount:diffkeeper-system:diffkeeper-operator"
 # A loaded machine with two cores takes a while for what is quick otherwise.
-PATIENCE_S = 90.0
+PATIENCE_S = 150.0
 # From nothing to an API server that answers.
 STARTING_S = 200.0
 _CONTROLLERS = "namespace,garbagecollector,deployment,replicaset,statefulset"
