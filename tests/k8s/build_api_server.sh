@@ -29,7 +29,13 @@ rm -rf "$work"
 trap 'chmod -R u+w "$work" 2>/dev/null; rm -rf "$work"' EXIT
 mkdir -p "$work"/{lists/partial,cache/archives/partial,parts,debs,root,go}
 
-mirror=$(sed -n 's/^URIs: *\([^ ]*debian\)\/\?$/\1/p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -n 1)
+# The mirror this machine uses, in whichever of the two formats it is written down.
+configured_mirror() {
+    local sources=/etc/apt/sources.list
+    if [ -r $sources.d/debian.sources ]; then sed -n 's/^URIs: *\([^ ]*debian\)\/\?$/\1/p' $sources.d/debian.sources; fi
+    if [ -r $sources ]; then sed -n 's/^deb \(\[[^]]*\] \)\?\([^ ]*debian\)\/\? .*/\2/p' $sources; fi
+}
+mirror=$(configured_mirror | sed -n 1p)
 mirror=${mirror:-http://deb.debian.org/debian}
 printf '%s [signed-by=%s] %s bookworm main\n' deb "$keyring" "$mirror" deb-src "$keyring" "$mirror" \
     >"$work/sources.list"
@@ -40,6 +46,8 @@ Dir::Etc::SourceList "$work/sources.list";
 Dir::Etc::SourceParts "$work/parts";
 APT::Sandbox::User "$(id -un)";
 Acquire::Retries "3";
+Acquire::http::Timeout "20";
+Acquire::https::Timeout "20";
 CONF
 export APT_CONFIG=$work/apt.conf
 
