@@ -25,7 +25,6 @@ import pytest
 from tests.support.kubernetes import Cluster, eventually
 
 from diffkeeper import nats_server
-from diffkeeper_operator import pods
 
 _PROJECT = Path(__file__).parents[2]
 # What container runtimes leave to a container that says nothing, as far as a program in one uses it.
@@ -42,6 +41,7 @@ for layered in etc var; do
     mount -t overlay -o "lowerdir=/$layered,upperdir=$scratch/$layered,workdir=$scratch/$layered-work" none "/$layered"
 done
 mount -t tmpfs none /run
+mount -t proc none /proc
 if mountpoint -q /sys/fs/bpf; then umount -l /sys/fs/bpf; fi
 while read -r source target how; do
     mkdir -p "$target"
@@ -113,6 +113,8 @@ class PodRunner:
         self._namespace = namespace
         self._images = images or {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        # The process that holds the pod's namespace of processes, where its containers share one.
+        self._sandbox: subprocess.Popen[bytes] | None = None
         # Rights that this node does not give, whatever the manifest says.
         self.withheld: set[str] = set()
         self.pod: dict[str, Any] = {}
@@ -129,11 +131,10 @@ class PodRunner:
             "POST", f"{self._path}/binding", {"apiVersion": "v1", "kind": "Binding", **binding}
         )
         spec = self.pod["spec"]
-        captures = any(one["name"] == pods.AGENT for one in spec["containers"])
-        assert not captures or spec["hostPID"], "an agent with other process numbers than the kernel's"
         assert not spec.get("initContainers"), "this API server is too old for native sidecars"
         for volume in spec["volumes"]:
             self._make_volume(volume)
+        self._sandbox = _new_processes() if spec.get("shareProcessNamespace") else None
         for container in spec["containers"]:
             self.start_container(container["name"])
 
@@ -146,11 +147,13 @@ class PodRunner:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env=self._environment(container),
+                # A container is no session's member but its own: within one, processes may wake each other.
+                start_new_session=True,
             )
 
     def kill_container(self, name: str) -> None:
         process = self._running.pop(name)
-        process.send_signal(signal.SIGKILL)
+        _signal(process, signal.SIGKILL, inside=self._sandbox is not None)
         process.wait()
 
     def tell(self) -> bool:
@@ -172,14 +175,18 @@ class PodRunner:
     def end(self) -> None:
         """As a kubelet ends a pod: SIGTERM, patience, SIGKILL."""
         for process in self._running.values():
-            process.terminate()
+            _signal(process, signal.SIGTERM, inside=self._sandbox is not None)
         for process in self._running.values():
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
-                process.kill()
+                _signal(process, signal.SIGKILL, inside=self._sandbox is not None)
                 process.wait()
         self._running.clear()
+        if self._sandbox is not None:
+            _signal(self._sandbox, signal.SIGKILL, inside=True)
+            self._sandbox.wait()
+            self._sandbox = None
 
     def forget(self) -> None:
         """Tell the API server that the pod it wants gone has ended."""
@@ -255,12 +262,15 @@ class PodRunner:
         mounts = self._folder / f"{container['name']}.mounts"
         mounts.write_text("".join(f"{line}\n" for line in self._mounts(container)))
         return [
-            *("nsenter", f"--net=/run/netns/{self._at.namespace}", "--"),
+            *("nsenter", f"--net=/run/netns/{self._at.namespace}", *self._processes(), "--"),
             *("unshare", "--mount", "--propagation=private", "--"),
             *("sh", "-c", _CONTAINER, "sh", str(scratch), self._rights(container), str(mounts)),
             *_found(container.get("command") or self._images[container["image"]]),
             *container.get("args", []),
         ]
+
+    def _processes(self) -> list[str]:
+        return [] if self._sandbox is None else [f"--pid=/proc/{self._sandbox.pid}/ns/pid_for_children"]
 
     def _mounts(self, container: dict[str, Any]) -> Iterator[str]:
         for mount in container.get("volumeMounts", []):
@@ -298,6 +308,33 @@ def _found(command: list[str]) -> list[str]:
     module, _, function = scripts[command[0]].partition(":")
     started = f"import sys; from {module} import {function}; sys.exit({function}())"
     return [sys.executable, "-c", started, *command[1:]]
+
+
+def _new_processes() -> subprocess.Popen[bytes]:
+    holder = subprocess.Popen(["unshare", "--pid", "--fork", "--", "sleep", "infinity"])
+    # A namespace takes nobody in before it has its first process.
+    eventually(lambda: _children(holder))
+    return holder
+
+
+def _children(process: subprocess.Popen[bytes]) -> list[int]:
+    try:
+        return [
+            int(child)
+            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ]
+    except OSError:
+        return []
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals, *, inside: bool) -> None:
+    """To what runs in the container: who is to enter a namespace of processes starts that there, and waits outside for it."""
+    children = _children(process) if inside else []
+    if children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(children[0], number)
+    elif process.poll() is None:
+        process.send_signal(number)
 
 
 def _run(*argv: str) -> None:

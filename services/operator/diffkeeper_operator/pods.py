@@ -32,7 +32,6 @@ REPLICATOR = "diffkeeper-replicator"
 CAPABILITIES = {
     "BPF": "load the capture programs and their maps",
     "PERFMON": "attach them to tracepoints, and read from kernel memory in them",
-    "KILL": "wake programs of any user that were stopped until their write was safe",
     "SYS_PTRACE": "read /proc/PID of the program, to find what its descriptors name",
     "SYS_RESOURCE": "lock the ring in memory on kernels before 5.11",
     "DAC_READ_SEARCH": "read files of any owner when a range is read again",
@@ -99,9 +98,8 @@ def template(sac: specs.Sac, observed: Observed, settings: OperatorSettings) -> 
     keepers = [_replicator(sac, settings)]
     if lead and sac.spec.agent.form == "sidecar":
         keepers.insert(0, _agent(sac, settings))
-        # The kernel tells the agent of processes by the machine's numbers; with others it would stop and wake the wrong ones.
-        pod["hostPID"] = True
-        pod.pop("shareProcessNamespace", None)
+        # The agent finds the program's calls by its process, which it otherwise cannot see.
+        pod["shareProcessNamespace"] = True
     if lead and observed.native_sidecars:
         # Native sidecars start before the program and end after it.
         pod["initContainers"] = [
