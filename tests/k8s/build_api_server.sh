@@ -29,7 +29,13 @@ rm -rf "$work"
 trap 'chmod -R u+w "$work" 2>/dev/null; rm -rf "$work"' EXIT
 mkdir -p "$work"/{lists/partial,cache/archives/partial,parts,debs,root,go}
 
-mirror=$(sed -n 's/^URIs: *\([^ ]*debian\)\/\?$/\1/p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -n 1)
+# The mirror this machine uses, in whichever of the two formats it is written down.
+configured_mirror() {
+    local sources=/etc/apt/sources.list
+    if [ -r $sources.d/debian.sources ]; then sed -n 's/^URIs: *\([^ ]*debian\)\/\?$/\1/p' $sources.d/debian.sources; fi
+    if [ -r $sources ]; then sed -n 's/^deb \(\[[^]]*\] \)\?\([^ ]*debian\)\/\? .*/\2/p' $sources; fi
+}
+mirror=$(configured_mirror | sed -n 1p)
 mirror=${mirror:-http://deb.debian.org/debian}
 printf '%s [signed-by=%s] %s bookworm main\n' deb "$keyring" "$mirror" deb-src "$keyring" "$mirror" \
     >"$work/sources.list"
@@ -40,6 +46,8 @@ Dir::Etc::SourceList "$work/sources.list";
 Dir::Etc::SourceParts "$work/parts";
 APT::Sandbox::User "$(id -un)";
 Acquire::Retries "3";
+Acquire::http::Timeout "20";
+Acquire::https::Timeout "20";
 CONF
 export APT_CONFIG=$work/apt.conf
 
@@ -87,8 +95,11 @@ for package in client-go/pkg/version component-base/version; do
     flags+=" -X $prefix.gitVersion=$version -X $prefix.gitMajor=1 -X $prefix.gitMinor=20 -X $prefix.gitTreeState=clean"
 done
 for program in "${programs[@]}"; do
+    # One that an earlier run had built before it was cut off.
+    if [ -x "$directory/$program" ]; then continue; fi
     echo "building $program"
-    go build -ldflags "$flags" -o "$work/$program" "./cmd/$program"
+    # Providerless: without the clouds, whose SDKs are a good part of the code.
+    go build -tags providerless -ldflags "$flags" -o "$work/$program" "./cmd/$program"
     mv "$work/$program" "$directory/$program"
 done
 for program in "${packaged[@]}"; do install -m 755 "$work/root/usr/bin/$program" "$directory/$program"; done

@@ -1,4 +1,7 @@
-"""One real API server for all tests here, built by ``make test-k8s``; each test has a namespace of its own."""
+"""One real API server for all tests here, built by ``make test-k8s``; each test has a namespace of its own.
+
+It ends with the last of them: the tests of other folders have the machine to themselves.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ from tests.support import kubernetes
 from tests.support.kubernetes import Cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     binaries = kubernetes.programs()
     if binaries is None:
-        pytest.skip("no Kubernetes API server is built here: make test-k8s does that, once")
+        pytest.skip(f"no Kubernetes API server: {kubernetes.why_not()}")
     with kubernetes.cluster(tmp_path_factory.mktemp("kubernetes"), binaries) as made:
         yield made
 

@@ -155,9 +155,31 @@ def test_the_operators_settings_of_each_overlay_are_read() -> None:
     clusters = []
     for overlay in manifests.overlays():
         things = yaml.safe_load_all(manifests.render(overlay))
-        [config] = [one for one in things if one and one["kind"] == "ConfigMap"]
+        [config] = [
+            one
+            for one in things
+            if one and (one["kind"], one["metadata"]["name"]) == ("ConfigMap", "diffkeeper-operator")
+        ]
         clusters.append(msgspec.json.decode(config["data"]["operator.json"], type=OperatorSettings).cluster)
     assert sorted(clusters) == ["east", "main", "west"]
+
+
+def test_the_broker_is_told_what_receipts_rest_on() -> None:
+    """The same as the brokers of ``dkctl up``, but for where things are in its container."""
+    from diffkeeper import nats_config
+
+    things = {
+        (one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(manifests.render("single"))
+    }
+    told = things["ConfigMap", "diffkeeper-nats"]["data"]["nats.conf"]
+    place = Path("/var/lib/nats")
+    ours = nats_config.render(nats_config.ServerConfig("main", place, 4222, 8222, "x", host="0.0.0.0"))
+    wanted = [
+        line
+        for line in ours.replace('"x"', "$BROKER_PASSWORD").splitlines()
+        if "_file" not in line or "max" in line
+    ]
+    assert told.splitlines() == wanted
 
 
 def test_kustomize_prints_the_same_objects(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,8 @@ def _from_control(sac: specs.Sac, observed: Observed) -> list[Condition]:
         return at_first()[1:]
     if control.failure is not None:
         why = _failure(control.failure)
-        return [Condition(kind, "Unknown", "ControlUnreachable", why) for kind in TYPES[1:]]
+        who = "AgentUnreachable" if control.direct else "ControlUnreachable"
+        return [Condition(kind, "Unknown", who, why) for kind in TYPES[1:]]
     site = control.site(observed.here)
     if site is not None and site.without_broker:
         why = (
@@ -67,6 +68,8 @@ def _captured(observed: Observed) -> Condition:
         return Condition("Captured", status, reason, message)
 
     volume = observed.volume
+    if observed.not_attached is not None:
+        return captured("False", "AttachRefused", _failure(observed.not_attached))
     if volume is None:
         return captured(
             "False",
@@ -206,6 +209,13 @@ def _parity(sac: specs.Sac, observed: Observed) -> Condition:
 
 def _verified(observed: Observed) -> Condition:
     verified = observed.verified
+    if observed.control is not None and observed.control.direct:
+        return Condition(
+            "ChainVerified",
+            "Unknown",
+            "NoControl",
+            "Only control compares the log with its copies, and the operator has none to ask.",
+        )
     if verified is None:
         return Condition(
             "ChainVerified",
@@ -227,6 +237,13 @@ def _recoverable(observed: Observed) -> Condition:
     control = observed.control
     assert control is not None, "asked only when control was looked at"
     history = control.history
+    if control.direct:
+        return Condition(
+            "Recoverable",
+            "Unknown",
+            "NoControl",
+            "The log is kept by the site's brokers; what can be restored of it is known to control only.",
+        )
     if history is None or history.last is None:
         return Condition(
             "Recoverable",

@@ -9,7 +9,7 @@ import aiohttp
 
 from diffkeeper import http
 from diffkeeper.domain import errors
-from diffkeeper_operator import views
+from diffkeeper_operator import specs, views
 from diffkeeper_operator.observations import Control
 
 ASK_S = 10.0
@@ -26,8 +26,9 @@ class ControlClient:
         self._repair = repair.rstrip("/")
         self._token = token
 
-    async def look(self, volume: str) -> Control:
-        """Everything about one volume. What cannot be asked is part of the answer."""
+    async def look(self, sac: specs.Sac) -> Control:
+        """Everything about its volume. What cannot be asked is part of the answer."""
+        volume = sac.known_volume
         try:
             status = await self._call("GET", "/v1/status")
             sites = views.read(status.get("sites", []), tuple[views.Site, ...])
@@ -49,8 +50,8 @@ class ControlClient:
         except errors.NotFound:
             return None
 
-    async def attach(self, volume: str, body: dict[str, Any]) -> None:
-        await self._call("POST", _path(volume, "attach"), body, 60.0)
+    async def attach(self, sac: specs.Sac, order: dict[str, Any]) -> None:
+        await self._call("POST", _path(sac.known_volume, "attach"), order, 60.0)
 
     async def detach(self, volume: str) -> None:
         await self._call("POST", _path(volume, "detach"), {}, 60.0)

@@ -20,6 +20,7 @@ from diffkeeper_operator.handlers import Handlers, kopf_settings
 from diffkeeper_operator.kube import Kube
 from diffkeeper_operator.lease_keeper import LeaseKeeper
 from diffkeeper_operator.one_shot_worker import OneShotWorker
+from diffkeeper_operator.own_agents import OwnAgents
 from diffkeeper_operator.reconciler import Reconciler, wall_us
 from diffkeeper_operator.settings import OperatorSettings
 
@@ -45,13 +46,19 @@ async def _serve(scope: service.Scope, loaded: OperatorSettings) -> None:
     kube = Kube(_login)
     try:
         async with aiohttp.ClientSession() as session:
-            await _lead(scope, loaded, kube, _control(loaded, session))
+            control = _control(loaded, session)
+            agents = _agents(loaded, kube, session) if control is None else None
+            await _lead(scope, loaded, kube, control, agents)
     finally:
         await kube.close()
 
 
 async def _lead(
-    scope: service.Scope, loaded: OperatorSettings, kube: Kube, control: ControlClient | None
+    scope: service.Scope,
+    loaded: OperatorSettings,
+    kube: Kube,
+    control: ControlClient | None,
+    agents: OwnAgents | None,
 ) -> None:
     minor = await kube.minor()
     lease = LeaseKeeper(kube, loaded)
@@ -59,11 +66,11 @@ async def _lead(
     if not await _before_stop(scope, lease.acquire()):
         return
     scope.spawn("keep the lease", lease.keep())
-    reconciler = Reconciler(kube, control, loaded, minor)
+    reconciler = Reconciler(kube, control, loaded, minor, agents=agents)
     handlers = Handlers(
         kube,
         reconciler,
-        Deleter(kube, control, loaded.cluster),
+        Deleter(kube, control, loaded.cluster, agents),
         OneShotWorker(kube, control, loaded.cluster, wall_us),
         interval_s=loaded.interval_s,
     )
@@ -81,7 +88,9 @@ async def _lead(
         ),
     )
     await _before_stop(scope, ready.wait(), running)
-    scope.ready(cluster=loaded.cluster, control=loaded.control or "none")
+    scope.ready(
+        cluster=loaded.cluster, control=loaded.control or ("agents" if agents is not None else "none")
+    )
     # Kopf takes SIGTERM for itself and winds down.
     await asyncio.wait([running])
     scope.end_spawned()
@@ -109,6 +118,12 @@ def _control(loaded: OperatorSettings, session: aiohttp.ClientSession) -> Contro
         return None
     token = settings.read_token(Path(loaded.control_token_file))
     return ControlClient(session, loaded.control, token, loaded.repair)
+
+
+def _agents(loaded: OperatorSettings, kube: Kube, session: aiohttp.ClientSession) -> OwnAgents | None:
+    if not loaded.agent_token_file:
+        return None
+    return OwnAgents(kube, session, settings.read_token(Path(loaded.agent_token_file)), loaded.cluster)
 
 
 def _login() -> kopf.ConnectionInfo:

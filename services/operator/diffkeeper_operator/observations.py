@@ -41,6 +41,8 @@ class Control:
     """One look at control. With ``failure`` nothing else is known; without a volume it has never seen one."""
 
     failure: errors.DiffKeeperError | None = None
+    # There is no control: this is what the agent of the pod says, which knows neither copies nor history.
+    direct: bool = False
     sites: tuple[views.Site, ...] = ()
     volume: views.Volume | None = None
     history: views.History | None = None
@@ -70,6 +72,8 @@ class Observed:
     verified: Verified | None = None
     # A planned Switchover away from here: the program leaves its pod before the log is handed over.
     draining: bool = False
+    # Why capture could not be begun at this look.
+    not_attached: errors.DiffKeeperError | None = None
     # Of this cluster's API server: 1.MINOR.
     minor: int = 20
 

@@ -9,7 +9,7 @@ import msgspec
 
 from diffkeeper.domain import errors
 from diffkeeper_operator import pods, specs
-from diffkeeper_operator.control import ControlClient
+from diffkeeper_operator.authority import Authority
 from diffkeeper_operator.kube import Kube, Object
 from diffkeeper_operator.observations import Control, Observed, Other, Verified, Workload
 from diffkeeper_operator.settings import OperatorSettings
@@ -17,15 +17,15 @@ from diffkeeper_operator.settings import OperatorSettings
 
 class Observer:
     def __init__(
-        self, kube: Kube, control: ControlClient | None, settings: OperatorSettings, minor: int
+        self, kube: Kube, authority: Authority | None, settings: OperatorSettings, minor: int
     ) -> None:
         self._kube = kube
-        self._control = control
+        self._authority = authority
         self._settings = settings
         self._minor = minor
 
     async def look(self, sac: specs.Sac) -> Observed:
-        control = await self._control.look(volume_of(sac)) if self._control is not None else None
+        control = await self._authority.look(sac) if self._authority is not None else None
         return Observed(
             here=self._settings.cluster,
             control=control,
@@ -65,11 +65,6 @@ class Observer:
             and (one.get("status") or {}).get("phase") == "Running"
             for one in found
         )
-
-
-def volume_of(sac: specs.Sac) -> str:
-    """What was accepted stays the volume, whatever the spec was changed to since."""
-    return sac.accepted.volume if sac.accepted is not None else sac.volume
 
 
 def primary_labels(sac: specs.Sac) -> str:
@@ -115,7 +110,7 @@ def _other(body: Object) -> Other | None:
     return Other(
         other.namespace,
         other.name,
-        volume_of(other),
+        other.known_volume,
         other.spec.storage.path,
         tuple(selector.match_labels.items()) if selector is not None else None,
         other.accepted is not None,

@@ -9,7 +9,6 @@ from diffkeeper.domain import errors
 from diffkeeper_operator import one_shots, phases, pods, specs, views
 from diffkeeper_operator.control import ControlClient
 from diffkeeper_operator.kube import Kube, Object
-from diffkeeper_operator.observer import volume_of
 
 Kind = Literal["Switchover", "Restore"]
 _RETRIED = (errors.Transient,)
@@ -35,11 +34,16 @@ class OneShotWorker:
             body = await self._claim(body, request, sac)
             if one_shots.is_over(body["status"]):
                 return True
-        if sac is None or self._control is None:
-            gone = errors.Refused(
-                "the SAC or its control service is gone; nothing more was done", reason="gone"
-            )
+        if sac is None:
+            gone = errors.Refused("the SAC is gone; nothing more was done", reason="gone")
             return await self._write(body, one_shots.refused(gone, self._at()))
+        if self._control is None:
+            none = errors.Refused(
+                "the operator has no control to ask, and only control moves or restores a volume; nothing was done",
+                reason="no-control",
+                hint="set control in the operator's settings and make another",
+            )
+            return await self._write(body, one_shots.refused(none, self._at()))
         try:
             if isinstance(request, one_shots.SwitchoverSpec):
                 return await self._switch_over(body, request, sac)
@@ -53,13 +57,13 @@ class OneShotWorker:
         """By compare-and-set: of two operators, one has it. Nothing is asked of control before."""
         last = ""
         if sac is not None and self._control is not None:
-            known = await self._control.operations(volume_of(sac))
+            known = await self._control.operations(sac.known_volume)
             last = known[-1].id if known else ""
         status = one_shots.claim(request, sac, last, self._at())
         return await self._kube.patch_status(body, status, only_if_unchanged=True)
 
     async def _switch_over(self, body: Object, request: one_shots.SwitchoverSpec, sac: specs.Sac) -> bool:
-        control, status, volume = self._control, body["status"], volume_of(sac)
+        control, status, volume = self._control, body["status"], sac.known_volume
         assert control is not None, "checked by step"
         if known := status.get("operation"):
             return await self._follow(body, await control.operation(known))
@@ -99,7 +103,7 @@ class OneShotWorker:
         return await self._write(body, one_shots.of_operation(operation, self._at()))
 
     async def _restore(self, body: Object, request: one_shots.RestoreSpec, sac: specs.Sac) -> bool:
-        control, volume = self._control, volume_of(sac)
+        control, volume = self._control, sac.known_volume
         assert control is not None, "checked by step"
         position = body["status"].get("position")
         if not position:

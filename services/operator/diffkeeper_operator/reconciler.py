@@ -11,6 +11,7 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -18,10 +19,12 @@ import structlog
 from diffkeeper.domain import errors
 from diffkeeper_operator import conditions, phases, pods, refusals, specs
 from diffkeeper_operator import desired as objects
+from diffkeeper_operator.authority import Authority
 from diffkeeper_operator.control import ControlClient
 from diffkeeper_operator.kube import Kube, Object
 from diffkeeper_operator.observations import Observed, runs_here
-from diffkeeper_operator.observer import Observer, volume_of
+from diffkeeper_operator.observer import Observer
+from diffkeeper_operator.own_agents import OwnAgents
 from diffkeeper_operator.settings import OperatorSettings
 
 Key = tuple[str, str]
@@ -41,11 +44,13 @@ class Reconciler:
         settings: OperatorSettings,
         minor: int,
         now_us: Callable[[], int] = wall_us,
+        agents: OwnAgents | None = None,
     ) -> None:
         self._kube = kube
         self._control = control
         self._settings = settings
-        self._observer = Observer(kube, control, settings, minor)
+        self._authority: Authority | None = control or agents
+        self._observer = Observer(kube, self._authority, settings, minor)
         self._now_us = now_us
         # When the figures of each status were written last.
         self._written: dict[Key, int] = {}
@@ -78,7 +83,7 @@ class Reconciler:
                 sac = specs.read(body)
         if refusal is None and not sac.spec.paused:
             await self._make(sac, observed)
-            await self._protect(sac, observed)
+            observed = await self._protect(sac, observed)
         await self._tell(sac, body, phases.status(sac, observed, refusal, self._now()))
 
     async def verify(self, namespace: str, name: str) -> None:
@@ -89,7 +94,7 @@ class Reconciler:
         sac = specs.read(body)
         if sac.accepted is None or not self._is_due(sac):
             return
-        found = await self._control.verify(volume_of(sac))
+        found = await self._control.verify(sac.known_volume)
         verdict = {"at": self._now(), "ok": found.ok, "verdict": found.verdict}
         await self._kube.patch_status(body, {"verification": verdict})
 
@@ -145,20 +150,34 @@ class Reconciler:
             if error.reason != "already-exists":
                 raise
 
-    async def _protect(self, sac: specs.Sac, observed: Observed) -> None:
-        """Bring the running program's directory under capture, and the history under its policy."""
+    async def _protect(self, sac: specs.Sac, observed: Observed) -> Observed:
+        """Bring the running program's directory under capture, and the history under its policy.
+
+        What was observed, with the reason where capture could not be begun.
+        """
         control = observed.control
-        if self._control is None or control is None or control.failure is not None:
-            return
+        if control is None or control.failure is not None:
+            return observed
         volume = control.volume
         free = volume is None or volume.state in ("idle", "released")
         mine = volume is None or volume.leader in (None, "", observed.here)
         ready = observed.workload is not None and observed.workload.ready > 0
         if free and mine and ready and runs_here(sac, observed):
-            await self._control.attach(sac.volume, _attach_body(sac, observed))
+            observed = await self._attach(sac, observed)
         wanted = specs.retention_policy(sac.spec.retention)
-        if wanted is not None and control.history is not None and control.history.policy != wanted:
-            await self._control.keep(sac.volume, wanted)
+        kept = control.history.policy if control.history is not None else wanted
+        if self._control is not None and wanted is not None and kept != wanted:
+            await self._control.keep(sac.known_volume, wanted)
+        return observed
+
+    async def _attach(self, sac: specs.Sac, observed: Observed) -> Observed:
+        assert self._authority is not None, "somebody was asked"
+        try:
+            await self._authority.attach(sac, _attach_body(sac, observed))
+        except errors.DiffKeeperError as error:
+            _log.warning("not captured", name=sac.name, namespace=sac.namespace, why=error.message)
+            return replace(observed, not_attached=error)
+        return observed
 
     async def _tell(self, sac: specs.Sac, body: Object, status: dict[str, Any]) -> None:
         key, now = (sac.namespace, sac.name), self._now_us()

@@ -12,9 +12,11 @@ class OperatorSettings(settings.Settings, frozen=True, forbid_unknown_fields=Tru
     cluster: str
     # Where the operator keeps its lease.
     namespace: str = "diffkeeper-system"
-    # Control's admin API, such as http://control.diffkeeper-system:7400; empty: none, and everything it knows stays Unknown.
+    # Control's admin API, such as http://control.diffkeeper-system:7400; empty: there is none.
     control: str = ""
     control_token_file: str = ""
+    # The token of the agents. Without a control the operator asks the agents of its own pods with it; empty: it asks nobody.
+    agent_token_file: str = ""
     # The repair service; empty where there are no storage nodes.
     repair: str = ""
     # What agents and replicators are told.

@@ -131,6 +131,11 @@ class Sac(msgspec.Struct, frozen=True, kw_only=True):
         noted = self.status.get("accepted")
         return msgspec.convert(noted, Accepted) if noted else None
 
+    @property
+    def known_volume(self) -> str:
+        """What was accepted stays the volume, whatever the spec was changed to since."""
+        return self.accepted.volume if self.accepted is not None else self.volume
+
     def acceptable(self) -> Accepted:
         """What would be accepted now."""
         storage = self.spec.storage
