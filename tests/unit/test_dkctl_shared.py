@@ -75,6 +75,32 @@ def test_status_of_a_shared_volume_says_what_is_held_up_and_left_out(
     assert "its log is damaged" in verdict and "west leaves out out" in verdict
 
 
+BAD_RULES = {
+    "count": 0,
+    "trouble": {"message": "the rules in diffkeeper.yaml are not in force: line 3", "hint": "correct it"},
+}
+
+
+def test_status_and_conflicts_say_once_which_rules_are_not_in_force(
+    control: ControlServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ignored = [{"path": "visits", "why": "it is no number"}]
+    sites = [part("east", rules=BAD_RULES), part("west", rules=BAD_RULES, not_as_ruled=ignored)]
+    control.answers[f"GET {S}"] = {"volume": "desk", "mode": "shared", "sites": sites}
+    assert main.invoke(["status", "desk"]) == 1
+    verdict = capsys.readouterr().out.splitlines()[0]
+    assert verdict.count("line 3 (correct it)") == 1 and "east, west: the rules" in verdict
+    assert "west: visits is not merged as its rule says: it is no number" in verdict
+    control.answers[f"GET {S}/conflicts"] = {
+        "volume": "desk",
+        "site": "east",
+        "conflicts": [],
+        "rules": BAD_RULES,
+    }
+    assert main.invoke(["conflicts", "desk"]) == 1
+    assert "line 3 (correct it)" in capsys.readouterr().out
+
+
 def test_status_of_an_unknown_volume_is_still_not_found(
     control: ControlServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

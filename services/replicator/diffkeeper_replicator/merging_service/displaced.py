@@ -36,6 +36,8 @@ class _File:
     removed: bytes
     # In whose name it is edited; empty: not yet.
     writer: str = ""
+    # As what it was merged when it was displaced; empty: not known.
+    kind: str = ""
     looked_at: tuple[int, int] = (-1, -1)
 
 
@@ -49,7 +51,9 @@ class Displaced:
         return len(self._files)
 
     def add(self, object_id: bytes, aside: bytes, standing: Standing, base: bytes, *, removed: bytes) -> None:
-        self._files.append(_File(object_id, aside, standing.digest, base, removed))
+        kept = self._state.store.document(object_id) if object_id else None
+        kind = "" if kept is None else kept.merger
+        self._files.append(_File(object_id, aside, standing.digest, base, removed, kind=kind))
         self.look()
 
     def recover(self, directory: Directory) -> None:
@@ -104,6 +108,12 @@ class Displaced:
         kept = self._state.store.document(file.object) if file.object else None
         if kept is None:
             return False
+        if (file.kind or kept.merger) != kept.merger or not file.base:
+            # The file is of another kind since: this is no edit in the words of that.
+            document = self._state.document(file.object)
+            if document is not None and document.content() != content:
+                self._state.keep_copy(file.object, content, self._state.tick())
+            return True
         merger = documents.named(kept.merger)
         stamp = self._state.tick()
         # A writer of its own: it knows nothing of what the site has written since.
@@ -143,7 +153,7 @@ class Displaced:
 
     def _keep(self) -> None:
         fields: list[list[Any]] = [
-            [file.object, file.aside, file.digest, file.base, file.removed, file.writer]
+            [file.object, file.aside, file.digest, file.base, file.removed, file.writer, file.kind]
             for file in self._files
         ]
         self._state.store.set_fact(_KEY, fields)

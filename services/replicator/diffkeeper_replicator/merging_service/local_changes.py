@@ -338,7 +338,7 @@ class LocalChanges:
     def _make(self, found: Found, outcome: Outcome) -> bool:
         """A new entry. False: not yet, or not at all."""
         path, (parent, name) = self._path(found.spot), found.spot
-        target, update, merger, digest = b"", b"", "", b""
+        target, update, merger, digest, content = b"", b"", "", b"", None
         others = self._disk.of_inode(found.identity) if found.status.st_nlink > 1 else []
         if found.kind is trees.Kind.FILE and not others:
             if 0 <= self._now_ns - found.status.st_mtime_ns < QUIET_NS:
@@ -363,6 +363,7 @@ class LocalChanges:
         )
         if merger:
             self._state.begin(object_id, merger, update, on_disk=True)
+            self._state.note_why(object_id, path, content or b"")
         if found.kind is not trees.Kind.SYMLINK and not others:
             self._say_attributes(object_id, found)
         self._note(entry_id, found, digest)

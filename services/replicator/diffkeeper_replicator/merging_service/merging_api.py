@@ -54,6 +54,7 @@ class MergingApi:
                 "volume": volume.volume,
                 "site": self._shared.site,
                 "conflicts": await volume.use(reports.conflicts),
+                "rules": await volume.use(lambda engine: engine.state.rules.shown()),
             }
         )
 

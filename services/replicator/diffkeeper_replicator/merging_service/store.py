@@ -149,6 +149,7 @@ class Store:
     def drop_object(self, object_id: bytes) -> None:
         self._do("delete from objects where id = ?", object_id)
         self._do("delete from documents where id = ?", object_id)
+        self.drop_apart(object_id)
 
     def put_claim(self, claim: shared_trees.Claim) -> None:
         packed = msgpack.packb(list(claim))
@@ -178,6 +179,10 @@ class Store:
             document.base,
             msgpack.packb(document.unseen if document.base is not None else {}),
         )
+
+    def drop_apart(self, object_id: bytes) -> None:
+        """Documents of kinds that the file had before: their ids are its own and more behind a slash."""
+        self._do("delete from documents where id > ? and id < ?", object_id + b"/", object_id + b"0")
 
     def written(self, object_id: bytes) -> None:
         """The site's directory has what the document has."""
