@@ -63,15 +63,18 @@ def _in_ranges(old: bytes, new: bytes, changed: Sequence[tuple[int, int]]) -> li
     found: list[Splice] = []
     common = min(len(old), len(new))
     at = 0
+    behind = common
     for offset, length in sorted(changed):
         if offset + length > common:
-            break
+            behind = min(behind, offset)
+            continue
         start, end = _between_characters(old, new, max(at, offset), offset + length, at, common)
-        if start < end:
+        if end == common and (_inside(old, end) or _inside(new, end)):
+            behind = min(behind, start)
+        elif start < end:
             found += _between(old, start, end, new, start, end)
             at = end
-    last = [offset for offset, length in changed if offset + length > common]
-    start = max(at, min([common, *last]))
+    start = max(at, behind)
     if start == len(old):
         return [*found, Splice(start, start, new[start:])] if start < len(new) else found
     start, _ = _between_characters(old, new, start, common, at, common)

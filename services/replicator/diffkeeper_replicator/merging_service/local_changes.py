@@ -18,6 +18,7 @@ from diffkeeper.domain.shared_ops import ROOT
 from diffkeeper_replicator.merging_service import disk_model
 from diffkeeper_replicator.merging_service.disk_model import Directory, DiskModel, Standing
 from diffkeeper_replicator.merging_service.shared_state import SharedState
+from diffkeeper_replicator.merging_service.written import Written
 
 # A file that changed this short a time ago may be in the middle of being saved.
 QUIET_NS = 15_000_000
@@ -56,6 +57,8 @@ class LocalChanges:
         self._directory = directory
         self._now_ns = 0
         self._made_ns: dict[bytes, int] = {}
+        # Where programs wrote since a file was last looked at, as far as that is known.
+        self.written = Written()
 
     def scan(self, now_ns: int) -> Outcome:
         """Look at everything."""
@@ -160,9 +163,10 @@ class LocalChanges:
         if content is None:
             return
         digest = blake3(content).digest()
+        changed = self.written.take(path)
         if digest != standing.digest:
             object_id = self._state.tree.entries[entry_id].object
-            if self._state.edit(object_id, content) is not None:
+            if self._state.edit(object_id, content, changed) is not None:
                 outcome.said += 1
                 self._say_attributes(object_id, found)
                 self._state.pending.objects.add(object_id)
@@ -353,6 +357,7 @@ class LocalChanges:
             target = self._target(found)
             if not target:
                 return False
+        self.written.take(path)
         entry_id = self._new_id(found, target, merger, update)
         object_id = entry_id
         if others and found.kind is trees.Kind.FILE:

@@ -20,11 +20,12 @@ import structlog
 
 from diffkeeper.domain import errors, frames, shared_ops, volumes
 from diffkeeper.log import event_log
-from diffkeeper_replicator.merging_service import merge_log
+from diffkeeper_replicator.merging_service import merge_log, written
 from diffkeeper_replicator.merging_service.publisher import Publisher
 from diffkeeper_replicator.merging_service.shared_role import SharedRole
 from diffkeeper_replicator.merging_service.site_engine import SiteEngine
 from diffkeeper_replicator.merging_service.touched_paths import EVERYTHING, TouchedPaths
+from diffkeeper_replicator.merging_service.written import Ranges
 
 RETRY_S = 1.0
 # A file that is in motion is looked at again after this.
@@ -56,7 +57,7 @@ class SharedVolume:
         self._touched = TouchedPaths(own / "touched", role.member)
         self._capture_heard = False
         # Paths that programs touched, as far as nobody has looked there yet; steps that changed nothing, in a row.
-        self._heard: set[bytes] = set()
+        self._heard: dict[bytes, Ranges] = {}
         self._in_vain = 0
         # What stands in the way, by whose log (a site, or "" for the directory).
         self.troubles: dict[str, errors.DiffKeeperError] = {}
@@ -146,14 +147,14 @@ class SharedVolume:
                     await self._wake.wait()
             self._wake.clear()
             scan = not self._is_watched and time.monotonic() - scanned > SCAN_S
-            paths, self._heard = self._heard, set()
+            paths, self._heard = self._heard, {}
             try:
                 busy = await self._with_engine(functools.partial(_step, paths=paths, scan=scan))
                 self._in_vain = 0 if busy or paths else self._in_vain + 1
                 self.troubles.pop("", None)
             except errors.DiffKeeperError as error:
                 self._trouble("", error)
-                self._heard |= paths | {EVERYTHING}
+                self._heard |= dict.fromkeys([*paths, EVERYTHING])
                 await asyncio.sleep(RETRY_S)
                 self._wake.set()
             if scan:
@@ -214,12 +215,13 @@ class SharedVolume:
             self._capture_heard = False
             await asyncio.sleep(RETRY_S)
 
-    def _hear(self, touched: set[bytes]) -> None:
+    def _hear(self, touched: dict[bytes, Ranges]) -> None:
         self._capture_heard = True
         self.troubles.pop("capture", None)
         if not touched:
             return
-        self._heard |= touched
+        for path, ranges in touched.items():
+            self._heard[path] = written.joined(self._heard.get(path, []), ranges)
         self._wake.set()
 
     # -- the others' logs ------------------------------------------------------------------------------------
@@ -321,10 +323,12 @@ async def _to_its_end(call: Callable[[SiteEngine], T], engine: SiteEngine) -> T:
         raise
 
 
-def _step(engine: SiteEngine, *, paths: set[bytes], scan: bool) -> bool:
+def _step(engine: SiteEngine, *, paths: dict[bytes, Ranges], scan: bool) -> bool:
+    for path, ranges in paths.items():
+        engine.changes.written.add(path, ranges)
     if scan or EVERYTHING in paths:
         engine.scan()
-    engine.touch(paths - {EVERYTHING})
+    engine.touch(paths.keys() - {EVERYTHING})
     busy = engine.step()
     return engine.look_at_displaced() or busy
 
