@@ -154,3 +154,39 @@ def test_blame_shows_who_wrote_each_line(control: ControlServer, capsys: pytest.
     assert main.invoke(["blame", "desk", "notes.txt"]) == 0
     out = capsys.readouterr().out
     assert "merged as text" in out and "at first" in out and "2023-11-14" in out
+
+
+def test_undo_says_whose_edits_were_taken_back_and_where(
+    control: ControlServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.answers[f"POST {S}/undo"] = {
+        "volume": "desk",
+        "site": "east",
+        "path": "notes.txt",
+        "merger": "text",
+        "by": "west",
+        "edits": 3,
+        "former_edits": 1,
+        "first_us": 1_700_000_000_000_000,
+        "last_us": 1_700_000_001_000_000,
+        "bytes_taken_out": 12,
+        "bytes_put_back": 4,
+        "dry_run": False,
+    }
+    assert main.invoke(["undo", "desk", "notes.txt", "--by", "west", "--since", "5m"]) == 0
+    out = capsys.readouterr().out
+    assert "3 edits of notes.txt by west were taken back at east: 12 bytes out, 4 bytes in" in out
+    assert "1 from before it was merged as text stay" in out
+    assert control.bodies(f"POST {S}/undo") == [
+        {
+            "path_b64": base64.b64encode(b"notes.txt").decode(),
+            "by": "west",
+            "since": "5m",
+            "dry_run": False,
+        }
+    ]
+
+
+def test_undo_asks_whose_edits(control: ControlServer) -> None:
+    assert main.invoke(["undo", "desk", "notes.txt"]) == 2
+    assert control.asked == []

@@ -33,6 +33,13 @@ def begun(strategy: str, content: bytes) -> bytes:
     return strategies.strategy(strategy).new(NOBODY).edit(content, NOBODYS_STAMP, NOBODY)
 
 
+def writer_of(update: bytes) -> str:
+    """In whose name an edit is; empty: it does not say."""
+    message = wire.unpack(update)
+    is_one = isinstance(message, tuple) and len(message) == 7 and message[2] == "u"
+    return message[3] if is_one and isinstance(message[3], str) else ""
+
+
 def check_writer(document: merger.Document, update: bytes, site: str, stamp: clocks.Stamp) -> None:
     """Raises Corrupt for an update in the log of ``site`` that speaks for another, or from after its own record."""
     if not isinstance(document, causal.CausalDocument):

@@ -20,7 +20,7 @@ import structlog
 
 from diffkeeper.domain import errors, frames, shared_ops, volumes
 from diffkeeper.log import event_log
-from diffkeeper_replicator.merging_service import merge_log, written
+from diffkeeper_replicator.merging_service import edit_history, merge_log, undoing, written
 from diffkeeper_replicator.merging_service.publisher import Publisher
 from diffkeeper_replicator.merging_service.shared_role import SharedRole
 from diffkeeper_replicator.merging_service.site_engine import SiteEngine
@@ -36,6 +36,9 @@ SEEN_AFTER_S = 3.0
 KEEP_TOUCHED_S = 60.0
 # Without a captured log everything is looked at this often.
 SCAN_S = 2.0
+
+# How often more is read of the logs because the file was edited meanwhile.
+UNDO_ROUNDS_MAX = 5
 
 T = TypeVar("T")
 _log = structlog.get_logger("merging")
@@ -295,6 +298,27 @@ class SharedVolume:
             stamp = self._engine.state.clock if self._engine is not None else 0
             published = await self._publisher.append(waiting, stamp)
             await self._with_engine(functools.partial(_published, number=published))
+
+    async def undo(self, asked: undoing.Asked) -> dict[str, Any]:
+        """Take back the edits of one site: of all logs, as far as this site has taken them in."""
+        if asked.by not in self.role.sites:
+            raise errors.NotFound(
+                f"{self.volume} is not shared with site {asked.by!r}",
+                reason="unknown-site",
+                hint=f"its sites are {', '.join(self.role.sites)}",
+            )
+        history = await self.use(lambda engine: undoing.begin(engine, asked))
+        for _ in range(UNDO_ROUNDS_MAX):
+            for site in self.role.sites:
+                await edit_history.read(self._log, volumes.Origin(self.volume, site), history)
+            done = await self.use(lambda engine: undoing.finish(engine, asked, history))
+            if done is not None:
+                return done
+        raise errors.Transient(
+            "the file is edited faster than its edits can be read; nothing was taken back",
+            reason="still-changing",
+            hint="try again when it is quieter",
+        )
 
     # -- telling ---------------------------------------------------------------------------------------------
 
