@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import signal
 from pathlib import Path
 
 from aiohttp import web
 from tests.support import histories
+from tests.support.deployments import until
 from tests.support.history_rigs import VOLUME, Rig
 
 from diffkeeper import changes, http
@@ -32,6 +35,10 @@ def process(folder: Path, peers: tuple[str, ...] = ()) -> HistoryProcess:
     return HistoryProcess(wanted, dict, trim)
 
 
+async def pid_of(history: HistoryProcess) -> int | None:
+    return history.pid
+
+
 async def test_a_history_process_is_started_at_need_and_again_after_its_death(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     log = histories.made_frames(31, 60)
@@ -41,13 +48,14 @@ async def test_a_history_process_is_started_at_need_and_again_after_its_death(tm
     try:
         path = f"/v1/volumes/{VOLUME}/history/moment"
         assert (await history.call("GET", path))["position"] == str(log[-1].position)  # type: ignore[index]
-        assert history._process is not None
-        history._process.kill()
-        await history._process.wait()
+        pid = await pid_of(history)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: pid_of(history), lambda found: found is None, "its end is noticed", 30)
         assert (await history.call("GET", path))["position"] == str(log[-1].position)  # type: ignore[index]
     finally:
         await history.close()
-    assert history._process is None
+    assert await pid_of(history) is None
 
 
 async def test_calls_pass_through_with_their_headers_and_their_errors(tmp_path: Path) -> None:
