@@ -24,6 +24,8 @@ from diffkeeper_replicator.merging_service.store import Document, Peer, Store
 # Documents kept loaded: those that are edited now.
 LOADED_MAX = 64
 WHOLE = "opaque"
+# Of files merged like this all edits are in the file: no version can lose.
+ALL_AUTOMATIC = frozenset({"text"})
 # Files whose rule could not be followed, of which is told.
 NOTED_MAX = 100
 
@@ -200,21 +202,36 @@ class SharedState:
             return
         known = self.document(op.object)
         document = documents.named(op.merger).new(self.site) if known is None else known
-        before = document.content()
+        before = b"" if kinds.parse(op.merger).strategy in ALL_AUTOMATIC else document.content()
+        base = b"" if kept is None else (kept.state if kept.base is None else kept.base)
+        if kept is None or kept.is_made:
+            was, taken = b"" if kept is None else kept.state, []
+        else:
+            was, taken = kept.before, kept.taken
         try:
             found = self.take_update(document, op, record)
         except errors.DiffKeeperError:
             self._loaded.pop(op.object, None)  # nobody vouches for a document that failed
+            if kept is not None and not kept.is_made:
+                kept.made = self._made_again(op.merger, was, taken)
             raise
-        base = b"" if kept is None else (kept.state if kept.base is None else kept.base)
-        self.store.put_document(
-            op.object, Document(op.merger, document.state(), base, self.and_unseen(kept, record.dot))
-        )
+        taken.append(op.update)
+        unseen = self.and_unseen(kept, record.dot)
+        self.store.put_document(op.object, Document(op.merger, document.state, base, unseen, was, taken))
         self.hold(op.object, document)
         for conflict in found:
             self.note_conflict(op.object, conflict)
             if not conflict.automatic and document.content() != before:
                 self.keep_copy(op.object, before, record.stamp)
+
+    def _made_again(self, kind: str, before: bytes, taken: Sequence[bytes]) -> bytes:
+        """The state of a document as it was before it failed."""
+        merger = documents.named(kind)
+        document = merger.load(before, self.site) if before else merger.new(self.site)
+        for update in taken:
+            if update:
+                document.merge(update)
+        return document.state()
 
     @staticmethod
     def and_unseen(kept: Document | None, dot: Dot) -> dict[str, int]:

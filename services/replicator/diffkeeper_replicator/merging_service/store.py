@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,30 @@ class Peer:
 
 @dataclass(slots=True)
 class Document:
+    """``made``: its state, or what gives it when it is needed, at the latest for the commit: of a row of edits each of
+    which could be the last, one state is made.
+    """
+
     merger: str
-    state: bytes
+    made: bytes | Callable[[], bytes]
     # Of what is in the site's directory, where that is not ``state`` yet.
     base: bytes | None
     # By site: the number before the first edit that is in ``state`` and not in ``base``. A program of this site that
     # removes the file has not seen those.
     unseen: dict[str, int] = field(default_factory=dict)
+    # While ``made`` is none yet: the state before, and the updates taken since.
+    before: bytes = b""
+    taken: list[bytes] = field(default_factory=list)
+
+    @property
+    def state(self) -> bytes:
+        if not isinstance(self.made, bytes):
+            self.made, self.taken = self.made(), []
+        return self.made
+
+    @property
+    def is_made(self) -> bool:
+        return isinstance(self.made, bytes)
 
 
 class Store:
@@ -71,6 +88,8 @@ class Store:
             raise
 
     def _open(self, path: Path) -> None:
+        # Documents whose states are still to be made.
+        self._unmade: dict[bytes, Document] = {}
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.execute("pragma journal_mode=wal")
@@ -99,6 +118,9 @@ class Store:
 
     def commit(self) -> None:
         """Durable from here on; a full disk is Transient and leaves the transaction as it is."""
+        for object_id, document in self._unmade.items():
+            self._put(object_id, document)
+        self._unmade.clear()
         if not self._db.in_transaction:
             return
         try:
@@ -148,6 +170,7 @@ class Store:
 
     def drop_object(self, object_id: bytes) -> None:
         self._do("delete from objects where id = ?", object_id)
+        self._unmade.pop(object_id, None)
         self._do("delete from documents where id = ?", object_id)
         self.drop_apart(object_id)
 
@@ -163,6 +186,8 @@ class Store:
     # -- content ---------------------------------------------------------------------------------------------
 
     def document(self, object_id: bytes) -> Document | None:
+        if object_id in self._unmade:
+            return self._unmade[object_id]
         query = "select merger, state, base, unseen from documents where id = ?"
         row = self._db.execute(query, (object_id,)).fetchone()
         if row is None:
@@ -171,6 +196,13 @@ class Store:
         return Document(merger, state, base, msgpack.unpackb(unseen))
 
     def put_document(self, object_id: bytes, document: Document) -> None:
+        if document.is_made:
+            self._unmade.pop(object_id, None)
+            self._put(object_id, document)
+        else:
+            self._unmade[object_id] = document
+
+    def _put(self, object_id: bytes, document: Document) -> None:
         self._do(
             "insert or replace into documents values (?, ?, ?, ?, ?)",
             object_id,
@@ -182,14 +214,15 @@ class Store:
 
     def drop_apart(self, object_id: bytes) -> None:
         """Documents of kinds that the file had before: their ids are its own and more behind a slash."""
+        assert not any(key.startswith(object_id + b"/") for key in self._unmade), "those are put as they are"
         self._do("delete from documents where id > ? and id < ?", object_id + b"/", object_id + b"0")
 
     def written(self, object_id: bytes) -> None:
         """The site's directory has what the document has."""
+        if object_id in self._unmade:
+            self._unmade[object_id].base, self._unmade[object_id].unseen = None, {}
+            return
         self._do("update documents set base = null, unseen = ? where id = ?", msgpack.packb({}), object_id)
-
-    def waiting_documents(self) -> list[bytes]:
-        return [row[0] for row in self._db.execute("select id from documents where base is not null")]
 
     def document_bytes(self) -> int:
         query = "select coalesce(sum(length(state) + coalesce(length(base), 0)), 0) from documents"
