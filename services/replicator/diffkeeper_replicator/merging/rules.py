@@ -62,7 +62,7 @@ class Rules:
                     f"the glob {glob[:40]!r}... is longer than {globs.GLOB_MAX_CHARS} characters",
                     reason="bad-glob",
                 )
-            strategies.strategy(name)
+            strategies.ruled(name)
         return cls(tuple(mapping.items()))
 
     def wanted(self, path: str) -> str | None:

@@ -6,6 +6,7 @@ it rests on.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from diffkeeper.log import event_log
 from diffkeeper_replicator.merging_service import merge_log
 
 EDITS_MAX = 200_000
+READ_TIMEOUT_S = 45.0
 EDITS_MAX_BYTES = 256 * 1024 * 1024
 
 
@@ -82,14 +84,22 @@ def undone_id(object_id: bytes, site: str) -> bytes:
     return shared_ops.derived_id(b"undone", object_id, site.encode())
 
 
-async def read(log: event_log.EventLog, origin: volumes.Origin, into: EditHistory) -> None:
-    """The log of a site, from its first frame to what is its last one now."""
+async def read(log: event_log.EventLog, origin: volumes.Origin, into: EditHistory, upto: int) -> None:
+    """The log of a site from its first frame to this record, which this site has taken in: so it is there. Transient
+    where it does not come.
+    """
     try:
-        last = await log.last(origin)
-    except errors.NotFound:
-        return  # it has said nothing yet
-    if last is None:
-        return
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            await _read(log, origin, into, upto)
+    except TimeoutError as error:
+        raise errors.TimedOut(
+            f"the merge log of {origin.site} could not be read in {READ_TIMEOUT_S:g} s; nothing was taken back",
+            reason="log-slow",
+            hint="try again; dkctl status tells whether a log is held up",
+        ) from error
+
+
+async def _read(log: event_log.EventLog, origin: volumes.Origin, into: EditHistory, upto: int) -> None:
     tip: frames.Tip | None = frames.ORIGIN_TIP
     assembler = merge_log.Assembler(origin)
     async with aclosing(log.read(origin, 1)) as arriving:
@@ -99,5 +109,5 @@ async def read(log: event_log.EventLog, origin: volumes.Origin, into: EditHistor
             tip = merge_log.tip_of(frame)
             for record in assembler.take(frame):
                 into.take(record)
-            if stored.stream_sequence >= last.stream_sequence:
+            if into.read.get(origin.site, 0) >= upto:
                 return

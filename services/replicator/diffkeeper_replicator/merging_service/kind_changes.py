@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from diffkeeper.domain import errors, shared_ops, shared_trees
+from diffkeeper_replicator.merging import blocks
 from diffkeeper_replicator.merging import merger as mergers
 from diffkeeper_replicator.merging_service import documents, kinds
 from diffkeeper_replicator.merging_service.store import Document, Peer
@@ -35,7 +36,9 @@ def change(
     assert old is not None, "it is in the store"
     now = old.content()
     is_behind = kept.base is not None
-    before = content if is_behind else now
+    # Nothing of a large file can be told in the words of another kind.
+    is_large = isinstance(now, blocks.Manifest) or isinstance(content, blocks.Manifest)
+    before = content if is_behind or is_large else now
     try:
         first = documents.begun(strategy, before)
     except errors.Refused:
@@ -52,6 +55,8 @@ def change(
     state.store.put_document(apart(object_id, kept.merger), Document(kept.merger, kept.state, None))
     state.store.put_document(object_id, Document(str(kind), document.state(), None))
     state.hold(object_id, document)
+    # What was in the file at that moment, said before it: the others know by that whether theirs was.
+    state.say(shared_ops.Seen({site: number for site, number in state.vector.items() if site != state.site}))
     said = state.say(shared_ops.Edit(object_id, str(kind), first))
     return state.say(shared_ops.Edit(object_id, str(kind), update)) if update else said
 

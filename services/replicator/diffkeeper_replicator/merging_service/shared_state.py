@@ -16,9 +16,10 @@ from blake3 import blake3
 
 from diffkeeper.domain import clocks, errors, shared_ops, shared_trees, trees
 from diffkeeper.domain.shared_ops import ROOT, Dot, Vector
+from diffkeeper_replicator.merging import blocks
 from diffkeeper_replicator.merging import merger as mergers
 from diffkeeper_replicator.merging.rules import Choice
-from diffkeeper_replicator.merging_service import documents, kind_changes, kinds, volume_rules
+from diffkeeper_replicator.merging_service import documents, kind_changes, kinds, large_files, volume_rules
 from diffkeeper_replicator.merging_service.store import Document, Peer, Store
 
 # Documents kept loaded: those that are edited now.
@@ -93,6 +94,14 @@ class SharedState:
         self.store.set_fact("clock", self.clock)
         return self._keep(record)
 
+    def say_block(self, digest: bytes, data: bytes) -> None:
+        """A piece of a large file, before the edit that refers to it."""
+        self.store.blocks.put(digest, data)
+        self.number += 1
+        self.store.put_outbox_block(self.site, self.number, self.tick(), digest)
+        self.store.set_fact("number", self.number)
+        self.store.set_fact("clock", self.clock)
+
     def set_sites(self, sites: Sequence[str]) -> None:
         self.sites = tuple(sorted({*sites, self.site}))
         self.store.set_fact("sites", list(self.sites))
@@ -122,6 +131,7 @@ class SharedState:
             peer.seen = shared_ops.merged(peer.seen or {}, record.op.vector)
         elif isinstance(record.op, shared_ops.Resolve):
             self.store.resolve(record.op.conflict, record.op.choice)
+        large_files.take(self, record)
         change = self._keep(record)
         if not isinstance(record.op, shared_ops.Seen):
             self.has_news = True
@@ -270,6 +280,9 @@ class SharedState:
 
     def _wanted(self, object_id: bytes, kept: Document, content: bytes) -> str | None:
         """The strategy a rule wants for a file that has another one, once the directory shows all of it."""
+        is_large = kinds.parse(kept.merger).strategy == blocks.NAME
+        if is_large or isinstance(content, blocks.Manifest):
+            return large_files.wanted(is_large, content)
         in_force = self.rules.rules
         path = self.path_of(object_id)
         if kept.base is not None or in_force.wanted(path.decode("utf-8", "surrogateescape")) is None:
@@ -299,7 +312,10 @@ class SharedState:
         return self._rules
 
     def _choose(self, object_id: bytes, path: bytes, content: bytes) -> Choice:
-        choice = volume_rules.choose(self.rules.rules, path, content)
+        if isinstance(content, blocks.Manifest):
+            choice = self.rules.rules.choose(path.decode("utf-8", "surrogateescape"), content.size, bytes)
+        else:
+            choice = volume_rules.choose(self.rules.rules, path, content)
         if choice.why is None:
             if self.not_as_ruled.pop(object_id, None) is not None:
                 self.store.set_fact("not as ruled", self.not_as_ruled)
@@ -346,6 +362,8 @@ class SharedState:
         """The merger for a new file, and the update that makes its content of nothing: the same wherever the same
         content is seen first, if the merger is able to.
         """
+        if isinstance(content, blocks.Manifest):
+            return blocks.NAME, documents.begun(blocks.NAME, content)
         choice = volume_rules.choose(self.rules.rules, path, content)
         return choice.strategy, documents.begun(choice.strategy, content)
 
@@ -521,6 +539,7 @@ def summary(state: SharedState) -> dict[str, Any]:
         "moves_kept": len(state.tree.log),
         "document_bytes": state.store.document_bytes(),
         "unpublished": state.store.outbox_size(),
+        "by_reference": len(state.store.documents_of(blocks.NAME)),
         "rules": state.rules.shown(),
         "not_as_ruled": [
             {"path": state.path_of(key).decode("utf-8", "backslashreplace"), "why": why}

@@ -309,8 +309,11 @@ class SharedVolume:
             )
         history = await self.use(lambda engine: undoing.begin(engine, asked))
         for _ in range(UNDO_ROUNDS_MAX):
-            for site in self.role.sites:
-                await edit_history.read(self._log, volumes.Origin(self.volume, site), history)
+            reach = await self.use(undoing.published)
+            for site, number in sorted(reach.items()):
+                if number > history.read.get(site, 0):
+                    origin = volumes.Origin(self.volume, site)
+                    await edit_history.read(self._log, origin, history, number)
             done = await self.use(lambda engine: undoing.finish(engine, asked, history))
             if done is not None:
                 return done

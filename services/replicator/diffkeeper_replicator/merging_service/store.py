@@ -17,7 +17,8 @@ from typing import Any
 
 import msgpack
 
-from diffkeeper.domain import errors, shared_trees, trees
+from diffkeeper.domain import errors, shared_ops, shared_trees, trees
+from diffkeeper_replicator.merging_service.block_store import BlockStore
 
 _SCHEMA = """
 create table if not exists facts (key text primary key, value blob) without rowid;
@@ -35,6 +36,8 @@ create table if not exists peers (site text primary key, sequence integer, numbe
 create table if not exists conflicts (id blob primary key, packed blob, choice text) without rowid;
 """
 _VERSION = 1
+# Before a record in the outbox that is not there itself: no record begins like that.
+_IN_BLOCKS = b"\xc1"
 
 
 @dataclass(slots=True)
@@ -90,6 +93,7 @@ class Store:
     def _open(self, path: Path) -> None:
         # Documents whose states are still to be made.
         self._unmade: dict[bytes, Document] = {}
+        self.blocks = BlockStore(path.parent / "blocks")
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.execute("pragma journal_mode=wal")
@@ -224,6 +228,12 @@ class Store:
             return
         self._do("update documents set base = null, unseen = ? where id = ?", msgpack.packb({}), object_id)
 
+    def documents_of(self, kind: str) -> list[bytes]:
+        """The ids of documents whose kind begins like this, those of former kinds too."""
+        rows = self._db.execute("select id from documents where substr(merger, 1, ?) = ?", (len(kind), kind))
+        found = {row[0] for row in rows if row[0] not in self._unmade}
+        return sorted(found | {key for key, one in self._unmade.items() if one.merger.startswith(kind)})
+
     def document_bytes(self) -> int:
         query = "select coalesce(sum(length(state) + coalesce(length(base), 0)), 0) from documents"
         return int(self._db.execute(query).fetchone()[0])
@@ -253,16 +263,40 @@ class Store:
     def put_outbox(self, number: int, packed: bytes) -> None:
         self._do("insert into outbox values (?, ?)", number, packed)
 
-    def outbox(self, most_bytes: int) -> list[tuple[int, bytes]]:
-        """The oldest records that are not published: as many as fit, one at least."""
+    def put_outbox_block(self, site: str, number: int, stamp: int, digest: bytes) -> None:
+        """One that is in ``blocks`` already, and is read from there when it is published."""
+        self.put_outbox(number, _IN_BLOCKS + msgpack.packb([site, number, stamp, digest]))
+
+    def _whole(self, packed: bytes) -> bytes:
+        if not packed.startswith(_IN_BLOCKS):
+            return packed
+        site, number, stamp, digest = msgpack.unpackb(packed[len(_IN_BLOCKS) :])
+        block = shared_ops.Block(digest, self.blocks.get(digest))
+        return shared_ops.encode(shared_ops.Record(shared_ops.Dot(site, number), stamp, block))
+
+    def outbox_blocks(self) -> set[bytes]:
+        """Digests of those that are not published."""
+        query = "select packed from outbox where substr(packed, 1, 1) = ?"
+        rows = self._db.execute(query, (_IN_BLOCKS,))
+        return {msgpack.unpackb(packed[len(_IN_BLOCKS) :])[3] for (packed,) in rows}
+
+    def outbox(self, most_bytes: int, *, blocks: bool = True) -> list[tuple[int, bytes]]:
+        """The oldest records that are not published: as many as fit, one at least. ``blocks``: with those of files."""
         found: list[tuple[int, bytes]] = []
         size = 0
-        for number, packed in self._db.execute("select number, packed from outbox order by number"):
+        for number, kept in self._db.execute("select number, packed from outbox order by number"):
+            if not blocks and kept.startswith(_IN_BLOCKS):
+                continue
+            packed = self._whole(kept)
             size += len(packed)
             if found and size > most_bytes:
                 break
             found.append((number, packed))
         return found
+
+    def first_unpublished(self) -> int | None:
+        number: int | None = self._db.execute("select min(number) from outbox").fetchone()[0]
+        return number
 
     def outbox_size(self) -> int:
         return int(self._db.execute("select count(*) from outbox").fetchone()[0])

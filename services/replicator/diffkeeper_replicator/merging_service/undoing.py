@@ -43,10 +43,17 @@ def begin(engine: SiteEngine, asked: Asked) -> EditHistory:
     return EditHistory(entry.object, sites=engine.state.sites)
 
 
+def published(engine: SiteEngine) -> shared_ops.Vector:
+    """How far the logs reach for certain: what this site has taken in, and of its own what has left it."""
+    waiting = engine.store.first_unpublished()
+    own = engine.state.number if waiting is None else waiting - 1
+    return engine.state.vector | {engine.state.site: own}
+
+
 def finish(engine: SiteEngine, asked: Asked, history: EditHistory) -> dict[str, Any] | None:
     """Do it. None: the site has edits of the file that were not read."""
     state = engine.state
-    for _, packed in engine.store.outbox(1 << 62):
+    for _, packed in engine.store.outbox(1 << 62, blocks=False):
         history.take(shared_ops.decode(packed, state.site))
     found, kept = state.tree.objects.get(history.object), engine.store.document(history.object)
     document = state.document(history.object)
@@ -75,15 +82,16 @@ def finish(engine: SiteEngine, asked: Asked, history: EditHistory) -> dict[str, 
             hint="take the version you want out of the history (dkctl cat VOLUME--SITE PATH --at WHEN)",
         )
     content = undo.without(strategy, ((edit.update, edit in undone) for edit in current))
-    if not asked.dry_run and content != before:
-        if kept.base is None:
-            kept.base = kept.state  # the directory is behind from here on
-            engine.store.put_document(history.object, kept)
-        state.overwrite(history.object, content)
+    first, last = (pick(edit.stamp for edit in undone) for pick in (min, max))
     if not asked.dry_run:
-        first, last = (pick(edit.stamp for edit in undone) for pick in (min, max))
+        # First that it was done: whoever has the edit knows of that.
         name = edit_history.undone_id(history.object, asked.by)
         state.say(shared_ops.Resolve(name, f"{first:x}-{last:x}"))
+        if content != before:
+            if kept.base is None:
+                kept.base = kept.state  # the directory is behind from here on
+                engine.store.put_document(history.object, kept)
+            state.overwrite(history.object, content)
         engine.store.commit()
     splices = text_edits.splices(before, content)
     return {
@@ -92,8 +100,8 @@ def finish(engine: SiteEngine, asked: Asked, history: EditHistory) -> dict[str, 
         "by": asked.by,
         "edits": len(undone),
         "former_edits": former,
-        "first_us": clocks.to_micros(min(edit.stamp for edit in undone)),
-        "last_us": clocks.to_micros(max(edit.stamp for edit in undone)),
+        "first_us": clocks.to_micros(first),
+        "last_us": clocks.to_micros(last),
         "bytes_taken_out": sum(edit.end - edit.start for edit in splices),
         "bytes_put_back": sum(len(edit.data) for edit in splices),
         "dry_run": asked.dry_run,
