@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from diffkeeper.domain import clocks, errors, shared_ops, shared_trees, trees
 from diffkeeper.domain.shared_ops import ROOT, Dot, Vector
-from diffkeeper_replicator.merging import blocks
+from diffkeeper_replicator.merging import blocks, rules_file
 from diffkeeper_replicator.merging import merger as mergers
 from diffkeeper_replicator.merging.rules import Choice
 from diffkeeper_replicator.merging_service import documents, kind_changes, kinds, large_files, volume_rules
@@ -167,7 +167,7 @@ class SharedState:
     def _keep(self, record: shared_ops.Record) -> shared_trees.Change:
         change = self.tree.apply(record)
         op = record.op
-        if ROOT in change.directories or self._rules_object in change.objects:
+        if self._rules_object in change.objects or any(map(self._may_hold_rules, change.entries)):
             self._rules = None
         for entry_id in change.entries:
             self.store.put_entry(entry_id, self.tree.entries[entry_id])
@@ -310,6 +310,12 @@ class SharedState:
             content = b"" if self._rules_object is None else self.content(self._rules_object)
             self._rules = volume_rules.read(content)
         return self._rules
+
+    def _may_hold_rules(self, entry_id: bytes) -> bool:
+        """Not for every file at the top: finding the rules takes a look at all names there."""
+        entry = self.tree.entries[entry_id]
+        is_named = entry.at is not None and entry.at.name == rules_file.NAME
+        return is_named or entry.object == self._rules_object
 
     def _choose(self, object_id: bytes, path: bytes, content: bytes) -> Choice:
         if isinstance(content, blocks.Manifest):
