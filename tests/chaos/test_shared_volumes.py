@@ -4,6 +4,7 @@ process is dead, and all directories become one without a word lost (FAULTS.md, 
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 import signal
@@ -46,6 +47,7 @@ async def test_sites_that_were_cut_off_from_each_other_become_one_again(deployme
     desk.write_some(SITES, ("notes.txt", "new.txt"), 12)
     for site in SITES:
         desk.write(site, "data.bin")
+        desk.write(site, "notes.txt")
     (desk.paths["west"] / "renamed.txt").rename(desk.paths["west"] / "moved.txt")
     desk.write("east", "renamed.txt")
     (desk.paths["west"] / "removed.txt").unlink()
@@ -64,9 +66,25 @@ async def test_sites_that_were_cut_off_from_each_other_become_one_again(deployme
     await resolved_everywhere(deployment, waiting[0]["id"])
     blame = await deployment.get(f"/v1/shared/{VOLUME}/blame?path=notes.txt")
     assert {line["site"] for line in blame["lines"]} >= {"east"}
+    await west_is_taken_back(deployment, desk)
     with pytest.raises(errors.Refused) as refused:
         await deployment.post(f"/v1/volumes/{VOLUME}--east/failover", {"to": "west"})
     assert refused.value.reason == "shared-volume"
+
+
+async def west_is_taken_back(deployment: Deployment, desk: Desk) -> None:
+    """Its words go from the notes at every site, and the others' stay."""
+    before = set((desk.paths["north"] / "notes.txt").read_text().split())
+    path = base64.b64encode(b"notes.txt").decode()
+    done = await deployment.post(f"/v1/shared/{VOLUME}/undo", {"path_b64": path, "by": "west"})
+    assert done["edits"] > 0
+
+    async def words() -> list[set[str]]:
+        return [set((desk.paths[site] / "notes.txt").read_text().split()) for site in SITES]
+
+    wanted = {word for word in before if not word.startswith("west-")}
+    assert wanted < before
+    await until(words, lambda found: all(one == wanted for one in found), "west's words are gone", 60)
 
 
 async def cut(deployment: Deployment) -> None:

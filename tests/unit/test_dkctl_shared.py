@@ -75,6 +75,32 @@ def test_status_of_a_shared_volume_says_what_is_held_up_and_left_out(
     assert "its log is damaged" in verdict and "west leaves out out" in verdict
 
 
+BAD_RULES = {
+    "count": 0,
+    "trouble": {"message": "the rules in diffkeeper.yaml are not in force: line 3", "hint": "correct it"},
+}
+
+
+def test_status_and_conflicts_say_once_which_rules_are_not_in_force(
+    control: ControlServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ignored = [{"path": "visits", "why": "it is no number"}]
+    sites = [part("east", rules=BAD_RULES), part("west", rules=BAD_RULES, not_as_ruled=ignored)]
+    control.answers[f"GET {S}"] = {"volume": "desk", "mode": "shared", "sites": sites}
+    assert main.invoke(["status", "desk"]) == 1
+    verdict = capsys.readouterr().out.splitlines()[0]
+    assert verdict.count("line 3 (correct it)") == 1 and "east, west: the rules" in verdict
+    assert "west: visits is not merged as its rule says: it is no number" in verdict
+    control.answers[f"GET {S}/conflicts"] = {
+        "volume": "desk",
+        "site": "east",
+        "conflicts": [],
+        "rules": BAD_RULES,
+    }
+    assert main.invoke(["conflicts", "desk"]) == 1
+    assert "line 3 (correct it)" in capsys.readouterr().out
+
+
 def test_status_of_an_unknown_volume_is_still_not_found(
     control: ControlServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,3 +154,39 @@ def test_blame_shows_who_wrote_each_line(control: ControlServer, capsys: pytest.
     assert main.invoke(["blame", "desk", "notes.txt"]) == 0
     out = capsys.readouterr().out
     assert "merged as text" in out and "at first" in out and "2023-11-14" in out
+
+
+def test_undo_says_whose_edits_were_taken_back_and_where(
+    control: ControlServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.answers[f"POST {S}/undo"] = {
+        "volume": "desk",
+        "site": "east",
+        "path": "notes.txt",
+        "merger": "text",
+        "by": "west",
+        "edits": 3,
+        "former_edits": 1,
+        "first_us": 1_700_000_000_000_000,
+        "last_us": 1_700_000_001_000_000,
+        "bytes_taken_out": 12,
+        "bytes_put_back": 4,
+        "dry_run": False,
+    }
+    assert main.invoke(["undo", "desk", "notes.txt", "--by", "west", "--since", "5m"]) == 0
+    out = capsys.readouterr().out
+    assert "3 edits of notes.txt by west were taken back at east: 12 bytes out, 4 bytes in" in out
+    assert "1 from before it was merged as text stay" in out
+    assert control.bodies(f"POST {S}/undo") == [
+        {
+            "path_b64": base64.b64encode(b"notes.txt").decode(),
+            "by": "west",
+            "since": "5m",
+            "dry_run": False,
+        }
+    ]
+
+
+def test_undo_asks_whose_edits(control: ControlServer) -> None:
+    assert main.invoke(["undo", "desk", "notes.txt"]) == 2
+    assert control.asked == []

@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import signal
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 from tests.support import histories
+from tests.support.deployments import until
 from tests.support.history_rigs import VOLUME, Rig
 
 from diffkeeper import changes, http
-from diffkeeper.domain import chunks
+from diffkeeper.domain import chunks, errors
 from diffkeeper_replicator.history_main import HistorySettings
 from diffkeeper_replicator.history_process import HistoryProcess
 from diffkeeper_replicator.peers import Peers
@@ -32,6 +36,10 @@ def process(folder: Path, peers: tuple[str, ...] = ()) -> HistoryProcess:
     return HistoryProcess(wanted, dict, trim)
 
 
+async def pid_of(history: HistoryProcess) -> int | None:
+    return history.pid
+
+
 async def test_a_history_process_is_started_at_need_and_again_after_its_death(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     log = histories.made_frames(31, 60)
@@ -41,13 +49,14 @@ async def test_a_history_process_is_started_at_need_and_again_after_its_death(tm
     try:
         path = f"/v1/volumes/{VOLUME}/history/moment"
         assert (await history.call("GET", path))["position"] == str(log[-1].position)  # type: ignore[index]
-        assert history._process is not None
-        history._process.kill()
-        await history._process.wait()
+        pid = await pid_of(history)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: pid_of(history), lambda found: found is None, "its end is noticed", 30)
         assert (await history.call("GET", path))["position"] == str(log[-1].position)  # type: ignore[index]
     finally:
         await history.close()
-    assert history._process is None
+    assert await pid_of(history) is None
 
 
 async def test_calls_pass_through_with_their_headers_and_their_errors(tmp_path: Path) -> None:
@@ -95,6 +104,9 @@ async def test_a_chunk_is_had_from_the_first_site_that_has_it_good(tmp_path: Pat
     good.add_routes(fine)
     try:
         async with http.serve(bad, "127.0.0.1", 0) as one, http.serve(fine, "127.0.0.1", 0) as other:
+            # Peers wait five seconds, and its start may take longer on a busy machine.
+            with pytest.raises(errors.NotFound):
+                await good.call("GET", f"/v1/chunks/{'00' * 32}")
             sites = ["http://127.0.0.1:9", f"http://127.0.0.1:{one}", f"http://127.0.0.1:{other}"]
             assert await asyncio.to_thread(Peers(sites, TOKEN).chunk, ref) == content
             assert await asyncio.to_thread(Peers(sites[:2], TOKEN).chunk, ref) is None

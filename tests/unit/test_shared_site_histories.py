@@ -1,4 +1,4 @@
-"""Random histories of three sites of a shared volume with real directories: programs write, rename and remove,
+"""Random histories of three sites of a shared volume with real directories: programs write, rename and remove, rules change,
 records come late, in any interleaving and twice, merging processes die without a word. At the end all directories
 are the same, and every word that was written and not knowingly removed is there.
 """
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.support.shared_sites import EngineSite, exchange, join
 
 NAMES = ("a.txt", "b.txt", "c.bin", "d.txt")
+RULES = "diffkeeper.yaml"
 DIRECTORIES = ("", "x", "y")
 _FIRST_WORD = 0x4E00
 
@@ -32,8 +33,12 @@ class Programs:
     def act(self, site: EngineSite) -> None:
         path = site.path / self.rng.choice(DIRECTORIES) / self.rng.choice(NAMES)
         files = [found for found in site.path.rglob("*") if found.is_file()]
+        files = [found for found in files if found.name != RULES]
         what = self.rng.random()
-        if what < 0.45:
+        if what < 0.05:
+            strategy = self.rng.choice(("text", "lines", "set", "opaque", "nonsense"))
+            (site.path / RULES).write_text(f"merge:\n  '{self.rng.choice(NAMES)}': {strategy}\n")
+        elif what < 0.45:
             self._append(path)
         elif what < 0.65 and files:
             self._append(self.rng.choice(files))

@@ -141,7 +141,11 @@ class SharedVolumes:
             raise errors.NotFound(f"{volume} is not shared with site {wanted!r}", reason="unknown-site")
         trouble: errors.DiffKeeperError | None = None
         body = await http.read_body(request, dict[str, Any]) if request.can_read_body else None
-        for site in [wanted] if wanted is not None else sorted(members):
+        asked = [wanted] if wanted is not None else sorted(members)
+        if request.match_info["tail"] == "undo" and wanted is None:
+            # At one site only: what one that fell silent may have done is not done again at the next.
+            asked = [site for site in asked if self._monitor.replicator(site).fresh][:1] or asked[:1]
+        for site in asked:
             try:
                 replicator = self._embedded.clients[site].replicator
                 query = f"?{request.query_string}" if request.query_string else ""
@@ -158,7 +162,7 @@ class SharedVolumes:
                 web.get("/v1/shared", self._every),
                 web.get("/v1/shared/{volume}", self._one),
                 web.get("/v1/shared/{volume}/{tail:conflicts|blame}", self.pass_on),
-                web.post("/v1/shared/{volume}/{tail:conflicts/[0-9a-f]+}", self.pass_on),
+                web.post("/v1/shared/{volume}/{tail:conflicts/[0-9a-f]+|undo}", self.pass_on),
             ]
         )
 

@@ -111,6 +111,18 @@ class Control:
         query = {"path_b64": base64.b64encode(path).decode()} | ({"site": site} if site else {})
         return self._call("GET", _shared_path(volume, "blame") + f"?{urlencode(query)}", None, 60)
 
+    def undo(
+        self, volume: str, path: bytes, by: str, since: str | None, dry_run: bool, site: str | None
+    ) -> dict[str, Any]:
+        query = f"?{urlencode({'site': site})}" if site else ""
+        body = {
+            "path_b64": base64.b64encode(path).decode(),
+            "by": by,
+            "since": since,
+            "dry_run": dry_run,
+        }
+        return self._call("POST", _shared_path(volume, "undo") + query, body, 60)
+
     def stop_program(self, volume: str) -> dict[str, Any]:
         return self._call("POST", _volume_path(volume, "stop-program"), {}, 60)
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "status": "status:status",
     "conflicts": "conflicts:conflicts",
     "blame": "blame:blame",
+    "undo": "undo:undo",
     "log": "log:log",
     "history": "history:history",
     "diff": "diff:diff",

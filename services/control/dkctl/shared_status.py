@@ -30,7 +30,7 @@ def of_shared(found: dict[str, Any]) -> output.Answer:
         for one in sites
         for left in one.get("left_out", [])
     ]
-    findings = troubles + left_out
+    findings = troubles + rules_findings(sites) + left_out
     well = f"All is well: {found['volume']} is shared by {', '.join(one['site'] for one in sites)}."
     return output.Answer(
         well if not findings else "Needs attention: " + "; ".join(findings[:5]) + ".",
@@ -41,6 +41,22 @@ def of_shared(found: dict[str, Any]) -> output.Answer:
         exit=exits.Exit.ATTENTION if findings else exits.Exit.DONE,
         hints=[f"dkctl conflicts {found['volume']}"],
     )
+
+
+def rules_findings(sites: list[dict[str, Any]]) -> list[str]:
+    """Rules that are not in force, said once for all sites that say the same; files that are not merged as theirs says."""
+    bad: dict[str, list[str]] = {}
+    for one in sites:
+        trouble = (one.get("rules") or {}).get("trouble")
+        if trouble is not None:
+            bad.setdefault(f"{trouble['message']} ({trouble['hint']})", []).append(one["site"])
+    ignored: dict[str, list[str]] = {}
+    for one in sites:
+        for file in one.get("not_as_ruled", []):
+            ignored.setdefault(f"{file['path']} is not merged as its rule says: {file['why']}", []).append(
+                one["site"]
+            )
+    return [f"{', '.join(told)}: {what}" for what, told in [*bad.items(), *ignored.items()]]
 
 
 def _row(one: dict[str, Any]) -> dict[str, Any]:

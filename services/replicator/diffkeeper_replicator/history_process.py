@@ -6,19 +6,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
-import msgspec
 import structlog
 from aiohttp import web
 
 from diffkeeper import http
 from diffkeeper.domain import errors
+from diffkeeper_replicator.child_process import ChildProcess, passed_on
 from diffkeeper_replicator.history_main import HistorySettings
 
 START_TIMEOUT_S = 30.0
@@ -27,6 +26,7 @@ LOOK_EVERY_S = 15.0
 GROWN_BYTES = 48 * 1024 * 1024
 IDLE_S = 120.0
 _PASSED_ON = ("Content-Type", "Content-Length", "X-Diffkeeper-Position", "X-Diffkeeper-At-Us")
+_MODULE = "diffkeeper_replicator.history_main"
 _BLOCK_BYTES = 256 * 1024
 
 _log = structlog.get_logger("history")
@@ -45,13 +45,15 @@ class HistoryProcess:
         self._trim = trim
         # Of each volume, how large its journal is.
         self._journal_bytes = journal_bytes
-        self._starting = asyncio.Lock()
-        self._process: asyncio.subprocess.Process | None = None
-        self._session: aiohttp.ClientSession | None = None
-        self._address = ""
+        self._child = ChildProcess("history", _MODULE, wanted, START_TIMEOUT_S)
         self._used_at = 0.0
         self._busy = 0
         self._taken_in: dict[str, int] = {}
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child that runs; None without one."""
+        return self._child.pid if self._child.is_running else None
 
     def add_routes(self, app: web.Application) -> None:
         app.add_routes(
@@ -83,8 +85,8 @@ class HistoryProcess:
                 self._taken_in.update(await asyncio.to_thread(self._journal_bytes))
             except errors.DiffKeeperError as error:
                 _log.warning("the history could not grow", error=error.message)
-        elif self._process is not None and not self._busy and time.monotonic() - self._used_at > IDLE_S:
-            await self.close()
+        elif self._child.is_running and not self._busy and time.monotonic() - self._used_at > IDLE_S:
+            await self._child.rest()
 
     async def call(self, method: str, path: str, body: object = None, timeout_s: float = 60.0) -> object:
         """One call with a JSON answer."""
@@ -96,11 +98,9 @@ class HistoryProcess:
     async def pass_on(self, request: web.Request) -> web.StreamResponse:
         """A call of the outside world, its answer block by block as it comes."""
         async with self._in_use() as (session, address):
-            headers = {"Authorization": f"Bearer {self._wanted.token}"}
+            headers = passed_on(request, self._wanted.token)
             # What is filled from here later asks here.
             headers["X-Diffkeeper-Replicator"] = f"{request.scheme}://{request.host}"
-            if "Content-Type" in request.headers:
-                headers["Content-Type"] = request.headers["Content-Type"]
             try:
                 async with session.request(
                     request.method,
@@ -117,11 +117,7 @@ class HistoryProcess:
                     await response.write_eof()
                     return response
             except (aiohttp.ClientError, OSError) as error:
-                raise errors.Transient(
-                    f"the history process did not answer: {error}; it is started anew at the next call",
-                    reason="history-lost",
-                    hint="try again",
-                ) from error
+                raise self._child.no_answer(error) from error
 
     async def prune(self, request: web.Request) -> web.Response:
         return http.json_response(await self.prune_volume(request.match_info["volume"]))
@@ -134,56 +130,13 @@ class HistoryProcess:
         return {**done, "journal_bytes": freed}
 
     async def close(self) -> None:
-        process, self._process = self._process, None
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
-        if process is not None:
-            if process.stdin is not None:
-                process.stdin.close()
-            try:
-                await asyncio.wait_for(process.wait(), 10.0)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        await self._child.close()
 
     @contextlib.asynccontextmanager
     async def _in_use(self) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
         self._busy += 1
         try:
-            yield await self._running()
+            yield await self._child.running()
         finally:
             self._busy -= 1
             self._used_at = time.monotonic()
-
-    async def _running(self) -> tuple[aiohttp.ClientSession, str]:
-        async with self._starting:
-            if self._process is None or self._process.returncode is not None or self._session is None:
-                await self.close()
-                await self._start()
-            assert self._session is not None, "it was started"
-            return self._session, self._address
-
-    async def _start(self) -> None:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "diffkeeper_replicator.history_main",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert process.stdin is not None and process.stdout is not None, "both are pipes"
-        process.stdin.write(msgspec.json.encode(self._wanted) + b"\n")
-        try:
-            line = await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT_S)
-            port = int(line)
-        except (TimeoutError, ValueError) as error:
-            process.kill()
-            await process.wait()
-            raise errors.Transient(
-                "the history process did not start; the replicator's log says why",
-                reason="history-lost",
-                hint="look into the replicator's log",
-            ) from error
-        self._process, self._address = process, f"http://127.0.0.1:{port}"
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))

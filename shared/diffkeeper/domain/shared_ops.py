@@ -87,7 +87,15 @@ class Resolve:
     choice: str
 
 
-Op = Place | Remove | Edit | Attributes | Seen | Resolve
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A piece of a large file, that an edit after it refers to by its digest."""
+
+    digest: bytes
+    data: bytes
+
+
+Op = Place | Remove | Edit | Attributes | Seen | Resolve | Block
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +105,8 @@ class Record:
     op: Op
 
 
-_TAGS: dict[type[Any], int] = {Place: 1, Remove: 2, Edit: 3, Attributes: 4, Seen: 5, Resolve: 6}
+_TAGS: dict[type[Any], int] = {Place: 1, Remove: 2, Edit: 3, Attributes: 4, Seen: 5, Resolve: 6, Block: 7}
+BLOCK_MAX_BYTES = 4 * 1024 * 1024
 _CHOICE_MAX = 64
 
 
@@ -125,6 +134,8 @@ def encode(record: Record) -> bytes:
             rest = [op.vector]
         case Resolve():
             rest = [op.conflict, op.choice]
+        case Block():
+            rest = [op.digest, op.data]
     head = [_TAGS[type(op)], record.dot.number, record.stamp]
     packed: bytes = msgpack.packb(head + rest, use_bin_type=True)
     return packed
@@ -208,7 +219,16 @@ def _resolve(rest: list[Any]) -> Resolve:
     return Resolve(conflict, choice)
 
 
-_OPS: dict[int, Any] = {1: _place, 2: _remove, 3: _edit, 4: _attributes, 5: _seen, 6: _resolve}
+def _block(rest: list[Any]) -> Block:
+    digest, data = rest
+    if not isinstance(data, bytes) or not 0 < len(data) <= BLOCK_MAX_BYTES:
+        raise ValueError("a block is malformed")
+    if blake3(data).digest() != digest:
+        raise ValueError("a block is not what its digest says")
+    return Block(digest, data)
+
+
+_OPS: dict[int, Any] = {1: _place, 2: _remove, 3: _edit, 4: _attributes, 5: _seen, 6: _resolve, 7: _block}
 
 
 def _vector(pairs: list[tuple[Any, Any]]) -> Vector:

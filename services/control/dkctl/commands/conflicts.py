@@ -61,13 +61,16 @@ def conflicts(
     verdict = f"{waiting} conflicts of {volume} wait for a decision, as {found['site']} has them."
     if not waiting:
         verdict = f"No conflict of {volume} waits for a decision."
+    bad = (found.get("rules") or {}).get("trouble")
+    if bad is not None:
+        verdict += f" Needs attention: {bad['message']} ({bad['hint']})."
     answer = output.Answer(
         verdict,
         found,
         tables=[output.Table(COLUMNS, [_row(one) for one in shown])],
         items=shown,
         names=[one["id"] for one in shown],
-        exit=exits.Exit.ATTENTION if waiting else exits.Exit.DONE,
+        exit=exits.Exit.ATTENTION if waiting or bad is not None else exits.Exit.DONE,
         hints=[f"dkctl conflicts {volume} --site {found['site']} --resolve CONFLICT --keep both"]
         if waiting
         else [],

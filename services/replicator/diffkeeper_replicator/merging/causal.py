@@ -55,6 +55,7 @@ class CausalDocument(ABC):
         self.seen: Vector = {}
         self._held: dict[tuple[str, clocks.Stamp], _Held] = {}
         self._held_bytes = 0
+        self._skips = False
 
     # What a strategy does.
 
@@ -69,6 +70,10 @@ class CausalDocument(ABC):
     @abstractmethod
     def apply(self, payload: Any, origin: Origin) -> list[merger.Conflict]:
         """A remote edit whose causes are all here."""
+
+    def pass_over(self, payload: Any, origin: Origin) -> list[merger.Conflict]:
+        """A remote edit that is to leave nothing, though others rest on it; see ``skip``."""
+        return []
 
     @abstractmethod
     def dump(self) -> Any:
@@ -132,6 +137,19 @@ class CausalDocument(ABC):
                 return self._merge_state(wire.vector(seen), dumped, held)
         raise wire.damaged("an update is of no known kind")
 
+    def skip(self, update: bytes) -> None:
+        """Take in an update as one that was seen, without what it did (``undo``). Such a document is no replica."""
+        self._skips = True
+        try:
+            self.merge(update)
+        finally:
+            self._skips = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether updates are here that rest on others that are not."""
+        return bool(self._held)
+
     def state(self) -> bytes:
         held = [one.raw for _, one in sorted(self._held.items())]
         message = [wire.FORMAT, self.strategy, _STATE, self.seen, self.dump(), held]
@@ -185,7 +203,8 @@ class CausalDocument(ABC):
         return True
 
     def _take_in(self, one: _Held) -> list[merger.Conflict]:
-        conflicts = self.apply(one.payload, one.origin)
+        take = self.pass_over if self._skips else self.apply
+        conflicts = take(one.payload, one.origin)
         self.seen[one.origin.site] = one.origin.stamp
         return conflicts
 

@@ -108,6 +108,15 @@ class JsonDocument(KeyedDocument):
         # Where values are merged, that characters were merged too is no news.
         return conflicts if self._mode() != _TEXT else conflicts + found
 
+    def pass_over(self, payload: Any, origin: Origin) -> list[merger.Conflict]:
+        """The text, which others' texts rest on, and not the values: the file is what the values say."""
+        text, _ = payload
+        self._text.seen = self.seen
+        if text is not None:
+            self._text.apply(text, origin)
+        self._rendered = None
+        return []
+
     def dump(self) -> Any:
         return [self._text.dump(), self.cells.dump()]
 

@@ -36,7 +36,7 @@ class OpaqueDocument(CausalDocument):
         left = self._versions.write(_WHOLE, payload, origin)
         if not left or left[max(left)] == payload:
             return []
-        return [_conflict(left[max(left)], payload, origin.site, origin.stamp)]
+        return [self._conflict(left[max(left)], payload, origin.site, origin.stamp)]
 
     def dump(self) -> Any:
         return self._versions.dump()
@@ -52,7 +52,9 @@ class OpaqueDocument(CausalDocument):
         writes = self._versions.cells[_WHOLE]
         ours = max(dot for dot in writes if dot in before)
         new = max(dot for dot in writes if dot not in before)
-        return [_conflict(writes[ours], writes[new], new[1], new[0])] if writes[ours] != writes[new] else []
+        return (
+            [self._conflict(writes[ours], writes[new], new[1], new[0])] if writes[ours] != writes[new] else []
+        )
 
     def losers(self) -> list[merger.Loser]:
         whole = self.content()
@@ -68,10 +70,9 @@ class OpaqueDocument(CausalDocument):
     def blame(self) -> list[merger.Blame]:
         return [merger.Blame("whole file", dot[1], dot[0]) for _, dot, _ in self._versions.items()]
 
-
-def _conflict(ours: bytes, theirs: bytes, site: str, stamp: int) -> merger.Conflict:
-    shown = merger.CONFLICT_SHOWN_BYTES
-    return merger.Conflict("opaque", ours[:shown], theirs[:shown], site, stamp, automatic=False)
+    def _conflict(self, ours: bytes, theirs: bytes, site: str, stamp: int) -> merger.Conflict:
+        shown = merger.CONFLICT_SHOWN_BYTES
+        return merger.Conflict(self.strategy, ours[:shown], theirs[:shown], site, stamp, automatic=False)
 
 
 class OpaqueMerger:

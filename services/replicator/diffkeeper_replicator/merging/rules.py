@@ -1,6 +1,7 @@
 """Which strategy merges a file: the volume's rules first, then its name and bytes.
 
-The rules are the ``merge`` mapping of a volume, glob to strategy, the first that fits counting::
+The rules are the ``merge`` mapping in the volume's ``diffkeeper.yaml`` (``rules_file``), glob to strategy, the first
+that fits counting::
 
     merge:
       "*.md": text
@@ -13,13 +14,12 @@ A glob without a slash is held against the last part of a path, one with a slash
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from diffkeeper.domain import errors
-from diffkeeper_replicator.merging import strategies
+from diffkeeper_replicator.merging import globs, strategies
 
 MIB = 1024 * 1024
 # What a strategy can take; ``opaque`` takes all, and beyond its own limit a file is handled outside documents.
@@ -49,7 +49,7 @@ class Rules:
 
     @classmethod
     def of(cls, mapping: Mapping[str, str]) -> Rules:
-        """Misconfigured for a strategy that is not known."""
+        """Misconfigured for a strategy that is not known, and for a glob that is none."""
         if len(mapping) > _RULES_MAX:
             raise errors.Misconfigured(
                 f"{len(mapping)} merge rules are too many (at most {_RULES_MAX})", reason="too-many-rules"
@@ -57,14 +57,19 @@ class Rules:
         for glob, name in mapping.items():
             if not glob:
                 raise errors.Misconfigured("a merge rule has an empty glob", reason="bad-glob")
-            strategies.strategy(name)
+            if len(glob) > globs.GLOB_MAX_CHARS:
+                raise errors.Misconfigured(
+                    f"the glob {glob[:40]!r}... is longer than {globs.GLOB_MAX_CHARS} characters",
+                    reason="bad-glob",
+                )
+            strategies.ruled(name)
         return cls(tuple(mapping.items()))
 
     def wanted(self, path: str) -> str | None:
         """The strategy a rule names for the path."""
         part = path.rsplit("/", 1)[-1]
         for glob, name in self.rules:
-            if _pattern(glob).fullmatch(path if "/" in glob else part):
+            if _glob(glob).fits(path if "/" in glob else part):
                 return name
         return None
 
@@ -102,7 +107,5 @@ def _is_utf8(content: bytes) -> bool:
 
 
 @cache
-def _pattern(glob: str) -> re.Pattern[str]:
-    pieces = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob.removeprefix("/"))
-    return re.compile("".join(pieces.get(part) or re.escape(part) for part in parts), re.DOTALL)
+def _glob(glob: str) -> globs.Glob:
+    return globs.Glob(glob.removeprefix("/"))

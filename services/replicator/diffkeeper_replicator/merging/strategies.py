@@ -27,13 +27,24 @@ _OURS = {
     "opaque": ("diffkeeper_replicator.merging.opaque", "OpaqueMerger"),
 }
 NAMES = tuple(_OURS)
+# Not for rules: see there.
+_BY_REFERENCE = {"blocks": ("diffkeeper_replicator.merging.blocks", "BlocksMerger")}
+
+
+def ruled(name: str) -> Merger:
+    """One that a rule may name."""
+    if name in _BY_REFERENCE:
+        raise errors.Misconfigured(
+            f"{name} is what too large files are merged as, and cannot be chosen", reason="unknown-strategy"
+        )
+    return strategy(name)
 
 
 @cache
 def strategy(name: str) -> Merger:
     """Misconfigured when there is none of this name, or it cannot be loaded."""
-    if name in _OURS:
-        module, factory = _OURS[name]
+    if name in _OURS or name in _BY_REFERENCE:
+        module, factory = (_OURS | _BY_REFERENCE)[name]
         merger: Merger = getattr(import_module(module), factory)()
         return merger
     plugged = {point.name: point for point in metadata.entry_points(group=GROUP)}

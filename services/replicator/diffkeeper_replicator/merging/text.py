@@ -106,9 +106,12 @@ class TextDocument(CausalDocument):
     def _feed(self, update: bytes) -> None:
         self._content = None
         try:
-            self._doc.apply_update(update)
+            self._apply_update(update)
         except (ValueError, RuntimeError) as error:
             raise wire.damaged("a text update does not fit") from error
+
+    def _apply_update(self, update: bytes) -> None:
+        self._doc.apply_update(update)
 
     def _told_once(self, origin: Origin) -> list[merger.Conflict]:
         """One word for a row of concurrent edits, not one for each key pressed."""

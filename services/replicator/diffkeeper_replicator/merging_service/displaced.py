@@ -11,18 +11,19 @@ import contextlib
 import fcntl
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from blake3 import blake3
 
 from diffkeeper.domain import shared_ops, trees
-from diffkeeper_replicator.merging_service import disk_model, documents
+from diffkeeper_replicator.merging import blocks
+from diffkeeper_replicator.merging_service import disk_model, documents, kinds, large_files
 from diffkeeper_replicator.merging_service.disk_model import Directory, Standing
+from diffkeeper_replicator.merging_service.large_files import FILE_MAX_BYTES
 from diffkeeper_replicator.merging_service.shared_state import SharedState
 from diffkeeper_replicator.merging_service.store import Document
 
 _KEY = "displaced"
-_MOST_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -36,6 +37,8 @@ class _File:
     removed: bytes
     # In whose name it is edited; empty: not yet.
     writer: str = ""
+    # As what it was merged when it was displaced; empty: not known.
+    kind: str = ""
     looked_at: tuple[int, int] = (-1, -1)
 
 
@@ -49,7 +52,9 @@ class Displaced:
         return len(self._files)
 
     def add(self, object_id: bytes, aside: bytes, standing: Standing, base: bytes, *, removed: bytes) -> None:
-        self._files.append(_File(object_id, aside, standing.digest, base, removed))
+        kept = self._state.store.document(object_id) if object_id else None
+        kind = "" if kept is None else kept.merger
+        self._files.append(_File(object_id, aside, standing.digest, base, removed, kind=kind))
         self.look()
 
     def recover(self, directory: Directory) -> None:
@@ -78,9 +83,9 @@ class Displaced:
                 is_free = _has_no_writer(fd)
                 status = os.fstat(fd)
                 at = (status.st_size, status.st_mtime_ns)
-                if at != file.looked_at and status.st_size <= _MOST_BYTES:
+                if at != file.looked_at:
                     file.looked_at = at
-                    said |= self._compare(file, opened.read(_MOST_BYTES))
+                    said |= self._compare(file, self._content(file, opened, status.st_size))
             if is_free:
                 os.unlink(file.aside, dir_fd=self._aside_fd)
             else:
@@ -89,6 +94,11 @@ class Displaced:
         if kept or before != len(kept):
             self._keep()
         return said
+
+    def _content(self, file: _File, opened: BinaryIO, size: int) -> bytes:
+        if size <= FILE_MAX_BYTES:
+            return opened.read(FILE_MAX_BYTES)
+        return large_files.taken(self._state, opened, file.object, says=True)
 
     def _open(self, file: _File) -> int | None:
         try:
@@ -104,6 +114,14 @@ class Displaced:
         kept = self._state.store.document(file.object) if file.object else None
         if kept is None:
             return False
+        is_large = isinstance(content, blocks.Manifest)
+        same_kind = is_large == (kinds.parse(kept.merger).strategy == blocks.NAME)
+        if (file.kind or kept.merger) != kept.merger or not file.base or not same_kind:
+            # The file is of another kind since: this is no edit in the words of that.
+            document = self._state.document(file.object)
+            if document is not None and document.content() != content:
+                self._state.keep_copy(file.object, content, self._state.tick())
+            return True
         merger = documents.named(kept.merger)
         stamp = self._state.tick()
         # A writer of its own: it knows nothing of what the site has written since.
@@ -143,7 +161,7 @@ class Displaced:
 
     def _keep(self) -> None:
         fields: list[list[Any]] = [
-            [file.object, file.aside, file.digest, file.base, file.removed, file.writer]
+            [file.object, file.aside, file.digest, file.base, file.removed, file.writer, file.kind]
             for file in self._files
         ]
         self._state.store.set_fact(_KEY, fields)

@@ -1,9 +1,10 @@
-"""Which merger a file of a shared volume has, and what an update must be before a merger sees it."""
+"""The merger of a kind, what a document begins with, and what an update must be before a merger sees it."""
 
 from __future__ import annotations
 
 from diffkeeper.domain import clocks, errors
-from diffkeeper_replicator.merging import causal, merger, rules, strategies, wire
+from diffkeeper_replicator.merging import causal, merger, strategies, wire
+from diffkeeper_replicator.merging_service import kinds
 
 # The document of a file's first content is made as if by this site, so that it is the same wherever the same
 # content is seen first.
@@ -12,25 +13,31 @@ NOBODYS_STAMP = 1
 # Between a site's name and what tells apart the files it displaced: each is a writer of its own.
 BRANCH = "~"
 
-_RULES = rules.Rules()
-
-
-def choose(path: bytes, content: bytes) -> merger.Merger:
-    """The merger for a file that is new to the volume."""
-    shown = path.decode("utf-8", "surrogateescape")
-    return strategies.strategy(_RULES.choose(shown, len(content), lambda: content).strategy)
-
 
 def named(name: str) -> merger.Merger:
-    """The merger an edit names; Transient where this version lacks it: the rest of that log waits."""
+    """The merger of the kind an edit names; Transient where this version lacks it: the rest of that log waits."""
     try:
-        return strategies.strategy(name)
+        return strategies.strategy(kinds.parse(name).strategy)
     except errors.Misconfigured as error:
         raise errors.Transient(
             f"this version has no merger {name!r}; the log of the site that used it waits",
             reason="unknown-merger",
             hint="upgrade this replicator, or install the plug-in at every site",
         ) from error
+
+
+def begun(strategy: str, content: bytes) -> bytes:
+    """The update that makes this content of nothing: the same wherever the same content is seen first, if the merger
+    is able to.
+    """
+    return strategies.strategy(strategy).new(NOBODY).edit(content, NOBODYS_STAMP, NOBODY)
+
+
+def writer_of(update: bytes) -> str:
+    """In whose name an edit is; empty: it does not say."""
+    message = wire.unpack(update)
+    is_one = isinstance(message, tuple) and len(message) == 7 and message[2] == "u"
+    return message[3] if is_one and isinstance(message[3], str) else ""
 
 
 def check_writer(document: merger.Document, update: bytes, site: str, stamp: clocks.Stamp) -> None:

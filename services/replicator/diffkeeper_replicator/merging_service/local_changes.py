@@ -15,9 +15,12 @@ from blake3 import blake3
 
 from diffkeeper.domain import deltas, shared_ops, trees
 from diffkeeper.domain.shared_ops import ROOT
-from diffkeeper_replicator.merging_service import disk_model
+from diffkeeper_replicator.merging import blocks
+from diffkeeper_replicator.merging_service import disk_model, large_files
 from diffkeeper_replicator.merging_service.disk_model import Directory, DiskModel, Standing
+from diffkeeper_replicator.merging_service.large_files import FILE_MAX_BYTES
 from diffkeeper_replicator.merging_service.shared_state import SharedState
+from diffkeeper_replicator.merging_service.written import Written
 
 # A file that changed this short a time ago may be in the middle of being saved.
 QUIET_NS = 15_000_000
@@ -27,7 +30,8 @@ EMPTIED_QUIET_NS = 150_000_000
 TICK_NS = 20_000_000
 # A file that was made this short a time before it was moved over another is how editors save.
 SAVE_NS = 10_000_000_000
-FILE_MAX_BYTES = 32 * 1024 * 1024
+# Large ones are read only when they have been still for longer.
+LARGE_QUIET_NS = 1_000_000_000
 
 Spot = tuple[bytes, bytes]  # directory entry, name
 
@@ -56,6 +60,8 @@ class LocalChanges:
         self._directory = directory
         self._now_ns = 0
         self._made_ns: dict[bytes, int] = {}
+        # Where programs wrote since a file was last looked at, as far as that is known.
+        self.written = Written()
 
     def scan(self, now_ns: int) -> Outcome:
         """Look at everything."""
@@ -156,22 +162,30 @@ class LocalChanges:
         if 0 <= self._now_ns - found.status.st_mtime_ns < quiet:
             outcome.later.add(path)
             return
-        content = self._read(path, found, outcome)
+        object_id = self._state.tree.entries[entry_id].object
+        content = self._read(path, found, outcome, object_id)
         if content is None:
             return
         digest = blake3(content).digest()
-        if digest != standing.digest:
-            object_id = self._state.tree.entries[entry_id].object
-            if self._state.edit(object_id, content) is not None:
-                outcome.said += 1
-                self._say_attributes(object_id, found)
-                self._state.pending.objects.add(object_id)
+        changed = self.written.take(path)
+        if digest != standing.digest and self._state.edit(object_id, content, changed) is not None:
+            outcome.said += 1
+            self._say_attributes(object_id, found)
+            self._state.pending.objects.add(object_id)
         self._note(entry_id, found, digest)
 
-    def _read(self, path: bytes, found: Found, outcome: Outcome) -> bytes | None:
-        """The content, if it did not change meanwhile."""
-        if found.status.st_size > FILE_MAX_BYTES:
-            outcome.left_out[path] = f"it is larger than {FILE_MAX_BYTES // 1048576} MiB"
+    def _read(
+        self, path: bytes, found: Found, outcome: Outcome, object_id: bytes | None, *, says: bool = True
+    ) -> bytes | None:
+        """The content, if it did not change meanwhile; of a large file its manifest, with the blocks said that its
+        document does not have.
+        """
+        is_large = found.status.st_size > FILE_MAX_BYTES
+        if is_large and 0 <= self._now_ns - found.status.st_mtime_ns < LARGE_QUIET_NS:
+            outcome.later.add(path)
+            return None
+        if found.status.st_size > blocks.FILE_MAX_BYTES:
+            outcome.left_out[path] = f"it is larger than {blocks.FILE_MAX_BYTES >> 30} GiB"
             return None
         above = self._disk.path(found.spot[0])
         if above is None:
@@ -183,13 +197,18 @@ class LocalChanges:
             finally:
                 os.close(dir_fd)
             with open(fd, "rb") as file:
-                content = file.read(FILE_MAX_BYTES + 1)
+                if is_large:
+                    content: bytes = large_files.taken(self._state, file, object_id, says=says)
+                    size = content.size if isinstance(content, blocks.Manifest) else 0
+                else:
+                    content = file.read(FILE_MAX_BYTES + 1)
+                    size = len(content)
                 after = os.fstat(file.fileno())
         except OSError:
             outcome.later.add(path)
             return None
         was = found.status
-        if (after.st_ino, after.st_size, after.st_mtime_ns) != (was.st_ino, len(content), was.st_mtime_ns):
+        if (after.st_ino, after.st_size, after.st_mtime_ns) != (was.st_ino, size, was.st_mtime_ns):
             outcome.later.add(path)
             return None
         return content
@@ -325,7 +344,7 @@ class LocalChanges:
         if found.kind is trees.Kind.SYMLINK and self._target(found) != entry.target:
             return False
         if found.kind is trees.Kind.FILE:
-            content = self._read(self._path(found.spot), found, outcome)
+            content = self._read(self._path(found.spot), found, outcome, entry.object, says=False)
             if content is None or self._state.document(entry.object) is None:
                 return False
             if content != self._state.content(entry.object):
@@ -338,13 +357,13 @@ class LocalChanges:
     def _make(self, found: Found, outcome: Outcome) -> bool:
         """A new entry. False: not yet, or not at all."""
         path, (parent, name) = self._path(found.spot), found.spot
-        target, update, merger, digest = b"", b"", "", b""
+        target, update, merger, digest, content = b"", b"", "", b"", None
         others = self._disk.of_inode(found.identity) if found.status.st_nlink > 1 else []
         if found.kind is trees.Kind.FILE and not others:
             if 0 <= self._now_ns - found.status.st_mtime_ns < QUIET_NS:
                 outcome.later.add(path)
                 return False
-            content = self._read(path, found, outcome)
+            content = self._read(path, found, outcome, None)
             if content is None:
                 return False
             digest = blake3(content).digest()
@@ -353,6 +372,7 @@ class LocalChanges:
             target = self._target(found)
             if not target:
                 return False
+        self.written.take(path)
         entry_id = self._new_id(found, target, merger, update)
         object_id = entry_id
         if others and found.kind is trees.Kind.FILE:
@@ -363,6 +383,7 @@ class LocalChanges:
         )
         if merger:
             self._state.begin(object_id, merger, update, on_disk=True)
+            self._state.note_why(object_id, path, content or b"")
         if found.kind is not trees.Kind.SYMLINK and not others:
             self._say_attributes(object_id, found)
         self._note(entry_id, found, digest)

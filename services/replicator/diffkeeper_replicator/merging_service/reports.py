@@ -10,6 +10,7 @@ from typing import Any
 
 from diffkeeper.domain import clocks, errors, shared_ops, trees
 from diffkeeper_replicator.merging import merger as mergers
+from diffkeeper_replicator.merging_service import kinds, large_files
 from diffkeeper_replicator.merging_service.documents import BRANCH, NOBODY
 from diffkeeper_replicator.merging_service.site_engine import SiteEngine
 
@@ -29,8 +30,8 @@ def conflicts(engine: SiteEngine) -> list[dict[str, Any]]:
                 "automatic": fields["automatic"],
                 "site": fields["site"],
                 "at_us": fields["at_us"],
-                "ours_b64": base64.b64encode(fields["ours"]).decode(),
-                "theirs_b64": base64.b64encode(fields["theirs"]).decode(),
+                "ours_b64": base64.b64encode(large_files.shown(fields["kind"], fields["ours"])).decode(),
+                "theirs_b64": base64.b64encode(large_files.shown(fields["kind"], fields["theirs"])).decode(),
                 "resolved": choice or ("merged" if fields["automatic"] else None),
             }
         )
@@ -114,7 +115,7 @@ def blame(engine: SiteEngine, path: bytes) -> dict[str, Any]:
         }
         for row in document.blame()
     ]
-    return {**path_fields(path), "merger": kept.merger, "lines": rows}
+    return {**path_fields(path), "merger": kinds.parse(kept.merger).strategy, "lines": rows}
 
 
 def path_fields(path: bytes) -> dict[str, str]:

@@ -16,13 +16,19 @@ from blake3 import blake3
 
 from diffkeeper.domain import clocks, errors, shared_ops, shared_trees, trees
 from diffkeeper.domain.shared_ops import ROOT, Dot, Vector
+from diffkeeper_replicator.merging import blocks, rules_file
 from diffkeeper_replicator.merging import merger as mergers
-from diffkeeper_replicator.merging_service import documents
-from diffkeeper_replicator.merging_service.documents import NOBODY, NOBODYS_STAMP
+from diffkeeper_replicator.merging.rules import Choice
+from diffkeeper_replicator.merging_service import documents, kind_changes, kinds, large_files, volume_rules
 from diffkeeper_replicator.merging_service.store import Document, Peer, Store
 
 # Documents kept loaded: those that are edited now.
 LOADED_MAX = 64
+WHOLE = "opaque"
+# Of files merged like this all edits are in the file: no version can lose.
+ALL_AUTOMATIC = frozenset({"text"})
+# Files whose rule could not be followed, of which is told.
+NOTED_MAX = 100
 
 
 @dataclass(slots=True)
@@ -53,6 +59,11 @@ class SharedState:
         # Objects whose documents may have something to forget.
         self._edited: set[bytes] = set()
         self._loaded: OrderedDict[bytes, mergers.Document] = OrderedDict()
+        # What the rules say as far as it was read, and the file they stand in.
+        self._rules: volume_rules.InForce | None = None
+        self._rules_object: bytes | None = None
+        # Object → why it is not merged as its rule wants it.
+        self.not_as_ruled: dict[bytes, str] = store.fact("not as ruled") or {}
 
     # -- saying ----------------------------------------------------------------------------------------------
 
@@ -83,6 +94,14 @@ class SharedState:
         self.store.set_fact("clock", self.clock)
         return self._keep(record)
 
+    def say_block(self, digest: bytes, data: bytes) -> None:
+        """A piece of a large file, before the edit that refers to it."""
+        self.store.blocks.put(digest, data)
+        self.number += 1
+        self.store.put_outbox_block(self.site, self.number, self.tick(), digest)
+        self.store.set_fact("number", self.number)
+        self.store.set_fact("clock", self.clock)
+
     def set_sites(self, sites: Sequence[str]) -> None:
         self.sites = tuple(sorted({*sites, self.site}))
         self.store.set_fact("sites", list(self.sites))
@@ -112,6 +131,7 @@ class SharedState:
             peer.seen = shared_ops.merged(peer.seen or {}, record.op.vector)
         elif isinstance(record.op, shared_ops.Resolve):
             self.store.resolve(record.op.conflict, record.op.choice)
+        large_files.take(self, record)
         change = self._keep(record)
         if not isinstance(record.op, shared_ops.Seen):
             self.has_news = True
@@ -147,6 +167,8 @@ class SharedState:
     def _keep(self, record: shared_ops.Record) -> shared_trees.Change:
         change = self.tree.apply(record)
         op = record.op
+        if self._rules_object in change.objects or any(map(self._may_hold_rules, change.entries)):
+            self._rules = None
         for entry_id in change.entries:
             self.store.put_entry(entry_id, self.tree.entries[entry_id])
         if isinstance(op, shared_ops.Place):
@@ -171,9 +193,9 @@ class SharedState:
         kept = self.store.document(object_id)
         if kept is None:
             return None
-        return self._hold(object_id, documents.named(kept.merger).load(kept.state, self.site))
+        return self.hold(object_id, documents.named(kept.merger).load(kept.state, self.site))
 
-    def _hold(self, object_id: bytes, document: mergers.Document) -> mergers.Document:
+    def hold(self, object_id: bytes, document: mergers.Document) -> mergers.Document:
         self._loaded[object_id] = document
         while len(self._loaded) > LOADED_MAX:
             self._loaded.popitem(last=False)
@@ -186,62 +208,53 @@ class SharedState:
     def _merge(self, op: shared_ops.Edit, record: shared_ops.Record) -> None:
         kept = self.store.document(op.object)
         if kept is not None and kept.merger != op.merger:
-            self._merge_other(op, record, kept)
+            kind_changes.take_other(self, op, record, kept)
             return
         known = self.document(op.object)
         document = documents.named(op.merger).new(self.site) if known is None else known
-        before = document.content()
+        before = b"" if kinds.parse(op.merger).strategy in ALL_AUTOMATIC else document.content()
+        base = b"" if kept is None else (kept.state if kept.base is None else kept.base)
+        if kept is None or kept.is_made:
+            was, taken = b"" if kept is None else kept.state, []
+        else:
+            was, taken = kept.before, kept.taken
         try:
-            found = self._take_update(document, op, record)
+            found = self.take_update(document, op, record)
         except errors.DiffKeeperError:
             self._loaded.pop(op.object, None)  # nobody vouches for a document that failed
+            if kept is not None and not kept.is_made:
+                kept.made = self._made_again(op.merger, was, taken)
             raise
-        base = b"" if kept is None else (kept.state if kept.base is None else kept.base)
-        self.store.put_document(
-            op.object, Document(op.merger, document.state(), base, _and_unseen(kept, record.dot))
-        )
-        self._hold(op.object, document)
+        taken.append(op.update)
+        unseen = self.and_unseen(kept, record.dot)
+        self.store.put_document(op.object, Document(op.merger, document.state, base, unseen, was, taken))
+        self.hold(op.object, document)
         for conflict in found:
             self.note_conflict(op.object, conflict)
             if not conflict.automatic and document.content() != before:
                 self.keep_copy(op.object, before, record.stamp)
 
-    def _take_update(
+    def _made_again(self, kind: str, before: bytes, taken: Sequence[bytes]) -> bytes:
+        """The state of a document as it was before it failed."""
+        merger = documents.named(kind)
+        document = merger.load(before, self.site) if before else merger.new(self.site)
+        for update in taken:
+            if update:
+                document.merge(update)
+        return document.state()
+
+    @staticmethod
+    def and_unseen(kept: Document | None, dot: Dot) -> dict[str, int]:
+        """With one more edit that the directory does not show."""
+        return {dot.site: dot.number - 1} | (kept.unseen if kept is not None else {})
+
+    def take_update(
         self, document: mergers.Document, op: shared_ops.Edit, record: shared_ops.Record
     ) -> Sequence[mergers.Conflict]:
         if not op.update:
             return ()  # an empty file begins with nothing
         documents.check_writer(document, op.update, record.dot.site, record.stamp)
         return document.merge(op.update)
-
-    def _merge_other(self, op: shared_ops.Edit, record: shared_ops.Record, kept: Document) -> None:
-        """Sites took one file for two kinds. The smaller name counts, whoever comes first; what goes on in the words of
-        the other one is kept apart, and as a file of its own.
-        """
-        apart = _apart(op.object, op.merger)
-        other = self.store.document(apart)
-        merger = documents.named(op.merger)
-        document = merger.new(self.site) if other is None else merger.load(other.state, self.site)
-        self._take_update(document, op, record)
-        if op.merger > kept.merger:
-            self.store.put_document(apart, Document(op.merger, document.state(), None))
-            self.keep_copy(op.object, document.content(), record.stamp)
-            return
-        peer = self.peers.get(record.dot.site) or Peer()
-        mine = self.tree.objects[op.object].edited.get(self.site, 0) if op.object in self.tree.objects else 0
-        if mine > (peer.seen or {}).get(self.site, 0):
-            self.keep_copy(op.object, self.content(op.object), record.stamp)
-        kept.unseen = _and_unseen(kept, record.dot)
-        self._become(op.object, op.merger, document, kept)
-
-    def _become(self, object_id: bytes, name: str, document: mergers.Document, kept: Document) -> None:
-        """The file is of another kind from here on; what it was is kept apart for edits that come late."""
-        self.store.put_document(_apart(object_id, kept.merger), Document(kept.merger, kept.state, None))
-        base = kept.state if kept.base is None else kept.base
-        if name != kept.merger:
-            base = b""  # what is on disk says nothing in the words of the new kind
-        self.store.put_document(object_id, Document(name, document.state(), base, kept.unseen))
-        self._hold(object_id, document)
 
     def edit(
         self, object_id: bytes, content: bytes, changed: Sequence[tuple[int, int]] | None = None
@@ -250,24 +263,72 @@ class SharedState:
         kept = self.store.document(object_id)
         if kept is None:
             return None
+        if kept.base == b"":
+            return self._edit_unrelated(object_id, content)
+        strategy = self._wanted(object_id, kept, content)
+        if strategy is not None:
+            said = kind_changes.change(self, object_id, kept, content, strategy)
+            if said is not None:
+                return said
         try:
             return self._edit(object_id, kept, content, changed)
         except errors.Refused:
-            return self._edit_as_whole(object_id, kept, content)
+            # Its merger cannot hold the content any more: a whole one holds everything there is.
+            if kinds.parse(kept.merger).strategy == WHOLE:
+                raise
+            return kind_changes.change(self, object_id, kept, content, WHOLE)
 
-    def _edit_as_whole(self, object_id: bytes, kept: Document, content: bytes) -> shared_trees.Change | None:
-        """Its merger cannot hold the content any more: kept as a whole from now on. That holds everything there is, so
-        a refusal of it stands.
-        """
-        merger = documents.named("opaque")
-        document = merger.new(self.site)
-        update = document.edit(content, self.tick(), self.site)
-        if kept.merger == merger.name or not update:
+    def _wanted(self, object_id: bytes, kept: Document, content: bytes) -> str | None:
+        """The strategy a rule wants for a file that has another one, once the directory shows all of it."""
+        is_large = kinds.parse(kept.merger).strategy == blocks.NAME
+        if is_large or isinstance(content, blocks.Manifest):
+            return large_files.wanted(is_large, content)
+        in_force = self.rules.rules
+        path = self.path_of(object_id)
+        if kept.base is not None or in_force.wanted(path.decode("utf-8", "surrogateescape")) is None:
             return None
-        self._loaded.pop(object_id, None)
-        self._become(object_id, merger.name, document, kept)
-        self.store.written(object_id)
-        return self.say(shared_ops.Edit(object_id, merger.name, update))
+        choice = self._choose(object_id, path, content)
+        return None if choice.strategy == kinds.parse(kept.merger).strategy else choice.strategy
+
+    def _edit_unrelated(self, object_id: bytes, content: bytes) -> shared_trees.Change | None:
+        """The file is of another kind since, and has not been written out as that: what a program made of the old one
+        stands beside it.
+        """
+        self.pending.objects.add(object_id)
+        if content == self.content(object_id):
+            return None
+        self.keep_copy(object_id, content, self.tick())
+        return shared_trees.Change()
+
+    # -- rules -----------------------------------------------------------------------------------------------
+
+    @property
+    def rules(self) -> volume_rules.InForce:
+        """Those of the merged ``diffkeeper.yaml``."""
+        if self._rules is None:
+            self._rules_object = volume_rules.file_of(self.tree)
+            content = b"" if self._rules_object is None else self.content(self._rules_object)
+            self._rules = volume_rules.read(content)
+        return self._rules
+
+    def _may_hold_rules(self, entry_id: bytes) -> bool:
+        """Not for every file at the top: finding the rules takes a look at all names there."""
+        entry = self.tree.entries[entry_id]
+        is_named = entry.at is not None and entry.at.name == rules_file.NAME
+        return is_named or entry.object == self._rules_object
+
+    def _choose(self, object_id: bytes, path: bytes, content: bytes) -> Choice:
+        if isinstance(content, blocks.Manifest):
+            choice = self.rules.rules.choose(path.decode("utf-8", "surrogateescape"), content.size, bytes)
+        else:
+            choice = volume_rules.choose(self.rules.rules, path, content)
+        if choice.why is None:
+            if self.not_as_ruled.pop(object_id, None) is not None:
+                self.store.set_fact("not as ruled", self.not_as_ruled)
+        elif self.not_as_ruled.get(object_id) != choice.why and len(self.not_as_ruled) < NOTED_MAX:
+            self.not_as_ruled[object_id] = choice.why
+            self.store.set_fact("not as ruled", self.not_as_ruled)
+        return choice
 
     def _edit(
         self, object_id: bytes, kept: Document, content: bytes, changed: Sequence[tuple[int, int]] | None
@@ -307,8 +368,15 @@ class SharedState:
         """The merger for a new file, and the update that makes its content of nothing: the same wherever the same
         content is seen first, if the merger is able to.
         """
-        merger = documents.choose(path, content)
-        return merger.name, merger.new(NOBODY).edit(content, NOBODYS_STAMP, NOBODY)
+        if isinstance(content, blocks.Manifest):
+            return blocks.NAME, documents.begun(blocks.NAME, content)
+        choice = volume_rules.choose(self.rules.rules, path, content)
+        return choice.strategy, documents.begun(choice.strategy, content)
+
+    def note_why(self, object_id: bytes, path: bytes, content: bytes) -> None:
+        """Keep in mind where the rule for a new file could not be followed."""
+        if self.rules.rules.rules:
+            self._choose(object_id, path, content)
 
     def begin(self, object_id: bytes, merger_name: str, update: bytes, *, on_disk: bool) -> None:
         """The document of a new file."""
@@ -318,7 +386,7 @@ class SharedState:
             document.merge(update)
         base = None if on_disk else b""
         self.store.put_document(object_id, Document(merger_name, document.state(), base))
-        self._hold(object_id, document)
+        self.hold(object_id, document)
         self.say(shared_ops.Edit(object_id, merger_name, update))
 
     # -- conflicts -------------------------------------------------------------------------------------------
@@ -429,6 +497,7 @@ class SharedState:
                 assert document is not None, "it is in the store"
                 document.compact()
                 self.store.put_document(object_id, Document(kept.merger, document.state(), None))
+                self.store.drop_apart(object_id)
                 self._edited.discard(object_id)
 
     def fold(self, standing: Container[bytes] = ()) -> None:
@@ -452,18 +521,8 @@ class SharedState:
             self._loaded.pop(object_id, None)
 
 
-def _and_unseen(kept: Document | None, dot: Dot) -> dict[str, int]:
-    """With one more edit that the directory does not show."""
-    return {dot.site: dot.number - 1} | (kept.unseen if kept is not None else {})
-
-
 def _copy_id(object_id: bytes, content: bytes) -> bytes:
     return shared_ops.derived_id(b"copy", object_id, blake3(content).digest())
-
-
-def _apart(object_id: bytes, merger: str) -> bytes:
-    """Under which the document of a kind that lost is kept."""
-    return object_id + b"/" + merger.encode()
 
 
 def copy_name(name: bytes, digest: bytes) -> bytes:
@@ -486,4 +545,11 @@ def summary(state: SharedState) -> dict[str, Any]:
         "moves_kept": len(state.tree.log),
         "document_bytes": state.store.document_bytes(),
         "unpublished": state.store.outbox_size(),
+        "by_reference": len(state.store.documents_of(blocks.NAME)),
+        "rules": state.rules.shown(),
+        "not_as_ruled": [
+            {"path": state.path_of(key).decode("utf-8", "backslashreplace"), "why": why}
+            for key, why in sorted(state.not_as_ruled.items())
+            if key in state.tree.objects
+        ],
     }

@@ -20,11 +20,12 @@ import structlog
 
 from diffkeeper.domain import errors, frames, shared_ops, volumes
 from diffkeeper.log import event_log
-from diffkeeper_replicator.merging_service import merge_log
+from diffkeeper_replicator.merging_service import edit_history, merge_log, undoing, written
 from diffkeeper_replicator.merging_service.publisher import Publisher
 from diffkeeper_replicator.merging_service.shared_role import SharedRole
 from diffkeeper_replicator.merging_service.site_engine import SiteEngine
 from diffkeeper_replicator.merging_service.touched_paths import EVERYTHING, TouchedPaths
+from diffkeeper_replicator.merging_service.written import Ranges
 
 RETRY_S = 1.0
 # A file that is in motion is looked at again after this.
@@ -35,6 +36,9 @@ SEEN_AFTER_S = 3.0
 KEEP_TOUCHED_S = 60.0
 # Without a captured log everything is looked at this often.
 SCAN_S = 2.0
+
+# How often more is read of the logs because the file was edited meanwhile.
+UNDO_ROUNDS_MAX = 5
 
 T = TypeVar("T")
 _log = structlog.get_logger("merging")
@@ -56,7 +60,7 @@ class SharedVolume:
         self._touched = TouchedPaths(own / "touched", role.member)
         self._capture_heard = False
         # Paths that programs touched, as far as nobody has looked there yet; steps that changed nothing, in a row.
-        self._heard: set[bytes] = set()
+        self._heard: dict[bytes, Ranges] = {}
         self._in_vain = 0
         # What stands in the way, by whose log (a site, or "" for the directory).
         self.troubles: dict[str, errors.DiffKeeperError] = {}
@@ -146,14 +150,14 @@ class SharedVolume:
                     await self._wake.wait()
             self._wake.clear()
             scan = not self._is_watched and time.monotonic() - scanned > SCAN_S
-            paths, self._heard = self._heard, set()
+            paths, self._heard = self._heard, {}
             try:
                 busy = await self._with_engine(functools.partial(_step, paths=paths, scan=scan))
                 self._in_vain = 0 if busy or paths else self._in_vain + 1
                 self.troubles.pop("", None)
             except errors.DiffKeeperError as error:
                 self._trouble("", error)
-                self._heard |= paths | {EVERYTHING}
+                self._heard |= dict.fromkeys([*paths, EVERYTHING])
                 await asyncio.sleep(RETRY_S)
                 self._wake.set()
             if scan:
@@ -214,12 +218,13 @@ class SharedVolume:
             self._capture_heard = False
             await asyncio.sleep(RETRY_S)
 
-    def _hear(self, touched: set[bytes]) -> None:
+    def _hear(self, touched: dict[bytes, Ranges]) -> None:
         self._capture_heard = True
         self.troubles.pop("capture", None)
         if not touched:
             return
-        self._heard |= touched
+        for path, ranges in touched.items():
+            self._heard[path] = written.joined(self._heard.get(path, []), ranges)
         self._wake.set()
 
     # -- the others' logs ------------------------------------------------------------------------------------
@@ -294,6 +299,30 @@ class SharedVolume:
             published = await self._publisher.append(waiting, stamp)
             await self._with_engine(functools.partial(_published, number=published))
 
+    async def undo(self, asked: undoing.Asked) -> dict[str, Any]:
+        """Take back the edits of one site: of all logs, as far as this site has taken them in."""
+        if asked.by not in self.role.sites:
+            raise errors.NotFound(
+                f"{self.volume} is not shared with site {asked.by!r}",
+                reason="unknown-site",
+                hint=f"its sites are {', '.join(self.role.sites)}",
+            )
+        history = await self.use(lambda engine: undoing.begin(engine, asked))
+        for _ in range(UNDO_ROUNDS_MAX):
+            reach = await self.use(undoing.published)
+            for site, number in sorted(reach.items()):
+                if number > history.read.get(site, 0):
+                    origin = volumes.Origin(self.volume, site)
+                    await edit_history.read(self._log, origin, history, number)
+            done = await self.use(lambda engine: undoing.finish(engine, asked, history))
+            if done is not None:
+                return done
+        raise errors.Transient(
+            "the file is edited faster than its edits can be read; nothing was taken back",
+            reason="still-changing",
+            hint="try again when it is quieter",
+        )
+
     # -- telling ---------------------------------------------------------------------------------------------
 
     async def status(self) -> dict[str, Any]:
@@ -321,10 +350,12 @@ async def _to_its_end(call: Callable[[SiteEngine], T], engine: SiteEngine) -> T:
         raise
 
 
-def _step(engine: SiteEngine, *, paths: set[bytes], scan: bool) -> bool:
+def _step(engine: SiteEngine, *, paths: dict[bytes, Ranges], scan: bool) -> bool:
+    for path, ranges in paths.items():
+        engine.changes.written.add(path, ranges)
     if scan or EVERYTHING in paths:
         engine.scan()
-    engine.touch(paths - {EVERYTHING})
+    engine.touch(paths.keys() - {EVERYTHING})
     busy = engine.step()
     return engine.look_at_displaced() or busy
 

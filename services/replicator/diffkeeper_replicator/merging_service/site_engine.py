@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffkeeper.domain import shared_ops
-from diffkeeper_replicator.merging_service import shared_state
+from diffkeeper_replicator.merging_service import large_files, shared_state
 from diffkeeper_replicator.merging_service.disk_model import Directory, DiskModel
 from diffkeeper_replicator.merging_service.displaced import Displaced
 from diffkeeper_replicator.merging_service.local_changes import LocalChanges, Outcome
@@ -145,6 +145,7 @@ class SiteEngine:
         self.state.fold(self.disk.standing.keys())
         if not len(self.displaced):  # those go on from what their documents were
             self.state.compact()
+        large_files.sweep(self.state)
         self.store.commit()
 
     def status(self) -> dict[str, Any]:

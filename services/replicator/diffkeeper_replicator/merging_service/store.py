@@ -10,14 +10,15 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from diffkeeper.domain import errors, shared_trees, trees
+from diffkeeper.domain import errors, shared_ops, shared_trees, trees
+from diffkeeper_replicator.merging_service.block_store import BlockStore
 
 _SCHEMA = """
 create table if not exists facts (key text primary key, value blob) without rowid;
@@ -35,6 +36,8 @@ create table if not exists peers (site text primary key, sequence integer, numbe
 create table if not exists conflicts (id blob primary key, packed blob, choice text) without rowid;
 """
 _VERSION = 1
+# Before a record in the outbox that is not there itself: no record begins like that.
+_IN_BLOCKS = b"\xc1"
 
 
 @dataclass(slots=True)
@@ -49,13 +52,30 @@ class Peer:
 
 @dataclass(slots=True)
 class Document:
+    """``made``: its state, or what gives it when it is needed, at the latest for the commit: of a row of edits each of
+    which could be the last, one state is made.
+    """
+
     merger: str
-    state: bytes
+    made: bytes | Callable[[], bytes]
     # Of what is in the site's directory, where that is not ``state`` yet.
     base: bytes | None
     # By site: the number before the first edit that is in ``state`` and not in ``base``. A program of this site that
     # removes the file has not seen those.
     unseen: dict[str, int] = field(default_factory=dict)
+    # While ``made`` is none yet: the state before, and the updates taken since.
+    before: bytes = b""
+    taken: list[bytes] = field(default_factory=list)
+
+    @property
+    def state(self) -> bytes:
+        if not isinstance(self.made, bytes):
+            self.made, self.taken = self.made(), []
+        return self.made
+
+    @property
+    def is_made(self) -> bool:
+        return isinstance(self.made, bytes)
 
 
 class Store:
@@ -71,6 +91,9 @@ class Store:
             raise
 
     def _open(self, path: Path) -> None:
+        # Documents whose states are still to be made.
+        self._unmade: dict[bytes, Document] = {}
+        self.blocks = BlockStore(path.parent / "blocks")
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.execute("pragma journal_mode=wal")
@@ -99,6 +122,9 @@ class Store:
 
     def commit(self) -> None:
         """Durable from here on; a full disk is Transient and leaves the transaction as it is."""
+        for object_id, document in self._unmade.items():
+            self._put(object_id, document)
+        self._unmade.clear()
         if not self._db.in_transaction:
             return
         try:
@@ -148,7 +174,9 @@ class Store:
 
     def drop_object(self, object_id: bytes) -> None:
         self._do("delete from objects where id = ?", object_id)
+        self._unmade.pop(object_id, None)
         self._do("delete from documents where id = ?", object_id)
+        self.drop_apart(object_id)
 
     def put_claim(self, claim: shared_trees.Claim) -> None:
         packed = msgpack.packb(list(claim))
@@ -162,6 +190,8 @@ class Store:
     # -- content ---------------------------------------------------------------------------------------------
 
     def document(self, object_id: bytes) -> Document | None:
+        if object_id in self._unmade:
+            return self._unmade[object_id]
         query = "select merger, state, base, unseen from documents where id = ?"
         row = self._db.execute(query, (object_id,)).fetchone()
         if row is None:
@@ -170,6 +200,13 @@ class Store:
         return Document(merger, state, base, msgpack.unpackb(unseen))
 
     def put_document(self, object_id: bytes, document: Document) -> None:
+        if document.is_made:
+            self._unmade.pop(object_id, None)
+            self._put(object_id, document)
+        else:
+            self._unmade[object_id] = document
+
+    def _put(self, object_id: bytes, document: Document) -> None:
         self._do(
             "insert or replace into documents values (?, ?, ?, ?, ?)",
             object_id,
@@ -179,12 +216,23 @@ class Store:
             msgpack.packb(document.unseen if document.base is not None else {}),
         )
 
+    def drop_apart(self, object_id: bytes) -> None:
+        """Documents of kinds that the file had before: their ids are its own and more behind a slash."""
+        assert not any(key.startswith(object_id + b"/") for key in self._unmade), "those are put as they are"
+        self._do("delete from documents where id > ? and id < ?", object_id + b"/", object_id + b"0")
+
     def written(self, object_id: bytes) -> None:
         """The site's directory has what the document has."""
+        if object_id in self._unmade:
+            self._unmade[object_id].base, self._unmade[object_id].unseen = None, {}
+            return
         self._do("update documents set base = null, unseen = ? where id = ?", msgpack.packb({}), object_id)
 
-    def waiting_documents(self) -> list[bytes]:
-        return [row[0] for row in self._db.execute("select id from documents where base is not null")]
+    def documents_of(self, kind: str) -> list[bytes]:
+        """The ids of documents whose kind begins like this, those of former kinds too."""
+        rows = self._db.execute("select id from documents where substr(merger, 1, ?) = ?", (len(kind), kind))
+        found = {row[0] for row in rows if row[0] not in self._unmade}
+        return sorted(found | {key for key, one in self._unmade.items() if one.merger.startswith(kind)})
 
     def document_bytes(self) -> int:
         query = "select coalesce(sum(length(state) + coalesce(length(base), 0)), 0) from documents"
@@ -215,16 +263,40 @@ class Store:
     def put_outbox(self, number: int, packed: bytes) -> None:
         self._do("insert into outbox values (?, ?)", number, packed)
 
-    def outbox(self, most_bytes: int) -> list[tuple[int, bytes]]:
-        """The oldest records that are not published: as many as fit, one at least."""
+    def put_outbox_block(self, site: str, number: int, stamp: int, digest: bytes) -> None:
+        """One that is in ``blocks`` already, and is read from there when it is published."""
+        self.put_outbox(number, _IN_BLOCKS + msgpack.packb([site, number, stamp, digest]))
+
+    def _whole(self, packed: bytes) -> bytes:
+        if not packed.startswith(_IN_BLOCKS):
+            return packed
+        site, number, stamp, digest = msgpack.unpackb(packed[len(_IN_BLOCKS) :])
+        block = shared_ops.Block(digest, self.blocks.get(digest))
+        return shared_ops.encode(shared_ops.Record(shared_ops.Dot(site, number), stamp, block))
+
+    def outbox_blocks(self) -> set[bytes]:
+        """Digests of those that are not published."""
+        query = "select packed from outbox where substr(packed, 1, 1) = ?"
+        rows = self._db.execute(query, (_IN_BLOCKS,))
+        return {msgpack.unpackb(packed[len(_IN_BLOCKS) :])[3] for (packed,) in rows}
+
+    def outbox(self, most_bytes: int, *, blocks: bool = True) -> list[tuple[int, bytes]]:
+        """The oldest records that are not published: as many as fit, one at least. ``blocks``: with those of files."""
         found: list[tuple[int, bytes]] = []
         size = 0
-        for number, packed in self._db.execute("select number, packed from outbox order by number"):
+        for number, kept in self._db.execute("select number, packed from outbox order by number"):
+            if not blocks and kept.startswith(_IN_BLOCKS):
+                continue
+            packed = self._whole(kept)
             size += len(packed)
             if found and size > most_bytes:
                 break
             found.append((number, packed))
         return found
+
+    def first_unpublished(self) -> int | None:
+        number: int | None = self._db.execute("select min(number) from outbox").fetchone()[0]
+        return number
 
     def outbox_size(self) -> int:
         return int(self._db.execute("select count(*) from outbox").fetchone()[0])

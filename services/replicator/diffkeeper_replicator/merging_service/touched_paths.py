@@ -1,4 +1,4 @@
-"""Which paths of the site's directory programs have touched, out of the captured log.
+"""Which paths of the site's directory programs have touched, and where in the files, out of the captured log.
 
 The log names files by ids, so the tree of ids is kept along with it, in memory, and now and then on disk with
 the place in the stream it belongs to. What the log says is a hint where to look, and no more: a log that
@@ -13,6 +13,8 @@ from pathlib import Path
 from diffkeeper import atomic_files
 from diffkeeper.domain import deltas, errors, frames, positions, trees
 from diffkeeper.domain.deltas import Op
+from diffkeeper_replicator.merging_service import written
+from diffkeeper_replicator.merging_service.written import Ranges
 
 EVERYTHING = b""
 
@@ -32,10 +34,10 @@ class TouchedPaths:
                 self._tree, self.sequence = state.tree, int.from_bytes(packed[:8], "big")
                 self._kept_at = self.sequence
 
-    def take(self, sequence: int, frame: frames.Frame) -> set[bytes]:
-        """The paths a frame touched; ``EVERYTHING`` among them: look at all."""
+    def take(self, sequence: int, frame: frames.Frame) -> dict[bytes, Ranges]:
+        """The paths a frame touched, with what was written there; ``EVERYTHING`` among them: look at all."""
         touched: set[bytes] = set()
-        ids: set[int] = set()
+        ids: dict[int, Ranges] = {}
         for delta in frame.columns():
             if delta.op in (Op.BARRIER,):
                 continue
@@ -49,11 +51,14 @@ class TouchedPaths:
                     touched.add(EVERYTHING)
                 touched |= self._names(delta)
             else:
-                ids.add(delta.file_id)
-        for file_id in ids:
-            touched |= self._paths(file_id)
+                ids[delta.file_id] = written.joined(ids.get(delta.file_id, []), _written(delta))
+        found: dict[bytes, Ranges] = {}
+        for file_id, ranges in ids.items():
+            for path in self._paths(file_id):
+                found[path] = written.joined(found.get(path, []), ranges)
         self.sequence = sequence
-        return touched
+        # Another file may stand under a name that was given.
+        return found | dict.fromkeys(touched)
 
     def _names(self, delta: deltas.Delta) -> set[bytes]:
         """The names a delta is about, as paths; before or after it was taken."""
@@ -81,3 +86,15 @@ class TouchedPaths:
         state = trees.TreeState(self._volume, positions.START, frames.NO_HASH, 0, self._tree, {})
         atomic_files.write_bytes(self._path, self.sequence.to_bytes(8, "big") + trees.encode(state))
         self._kept_at = self.sequence
+
+
+def _written(delta: deltas.Delta) -> Ranges:
+    match delta.op:
+        case Op.WRITE | Op.PUNCH:
+            return [(delta.offset, delta.length)]
+        case Op.TRUNCATE:
+            return [(delta.offset, written.TO_THE_END)]
+        case Op.ATTR | Op.XATTR:
+            return []
+        case _:
+            return None

@@ -9,6 +9,7 @@ from blake3 import blake3
 
 from diffkeeper.domain import trees
 from diffkeeper_replicator import safe_paths
+from diffkeeper_replicator.merging import blocks
 from diffkeeper_replicator.merging_service import disk_model
 from diffkeeper_replicator.merging_service.disk_model import Standing
 from diffkeeper_replicator.merging_service.workplace import (
@@ -116,7 +117,8 @@ class FileWriter:
             file_fd = os.open(aside, flags, 0o600, dir_fd=self._place.directory.aside_fd)
         try:
             if same is None:
-                self._fill(file_fd, content, mode, found.mtime_ns, over)
+                self._write(file_fd, content)
+                self._finish(file_fd, mode, found.mtime_ns, over)
             status = os.fstat(file_fd)
             identity = safe_paths.identity(file_fd)
         finally:
@@ -147,10 +149,16 @@ class FileWriter:
                     return at
         return None
 
-    def _fill(self, fd: int, content: bytes, mode: int, mtime_ns: int, over: Standing | None) -> None:
+    def _write(self, fd: int, content: bytes) -> None:
+        if isinstance(content, blocks.Manifest):
+            for digest in content.digests:
+                self._write(fd, self._place.state.store.blocks.get(digest))
+            return
         view = memoryview(content)
         while view:
             view = view[os.write(fd, view) :]
+
+    def _finish(self, fd: int, mode: int, mtime_ns: int, over: Standing | None) -> None:
         owner = self._place.owner
         if over is not None:
             live = self._place.live(over)
