@@ -124,13 +124,24 @@ class SiteHands:
         """While the program still runs: everything that can be done early is."""
         plan = machine.plan
         target = self._embedded.clients[plan.target]
-        _, reached = await asyncio.gather(
-            target.agent.status(), target.replicator.catch_up(plan.volume, None, CLOSE_TIMEOUT_S)
+        await asyncio.gather(
+            target.agent.status(),
+            self._ensure_streams(plan.volume, plan.target),
+            self._prepare_program(plan, wait=True),
+            self._prepare_following(plan),
         )
-        await self._ensure_streams(plan.volume, plan.target)
-        await self._prepare_program(plan, wait=True)
+        # Last, and so closest: what is behind now is what clients wait for.
+        reached = await target.replicator.catch_up(plan.volume, None, CLOSE_TIMEOUT_S)
         _log.info("target is close", volume=plan.volume, position=reached["position"])
         return failover.Prepared()
+
+    async def _prepare_following(self, plan: failover.Plan) -> None:
+        """Have the leader's replicator read what it will need to confirm the first frame of its successor."""
+        replicator = self._embedded.clients[plan.leader].replicator
+        try:
+            await replicator.prepare_follow(plan.volume, CLOSE_TIMEOUT_S)
+        except errors.DiffKeeperError as error:
+            _log.warning("the leader is not ready to follow", volume=plan.volume, error=error.message)
 
     async def _prepare_program(self, plan: failover.Plan, *, wait: bool) -> None:
         """Have the target do what it can of the start: an interpreter and a gate take longer than a handover."""

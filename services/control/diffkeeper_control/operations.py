@@ -91,6 +91,11 @@ def view(operation: Operation) -> dict[str, Any]:
     }
 
 
+# Whoever finds the record of the phase before does what led here once more, with the same answers: so these records
+# survive control, and need not survive a power cut.
+_REACHED_AGAIN = frozenset({Phase.CATCH_UP, Phase.PROMOTE})
+
+
 class OperationStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -100,7 +105,7 @@ class OperationStore:
             self._known[operation.id] = operation
 
     def save(self, operation: Operation) -> Operation:
-        """Durable when this returns. A line at the end costs one fsync where replacing the file costs two,
+        """Durable when this returns, but for what is come to again anyhow. A line at the end costs one fsync where replacing the file costs two,
         and a failover counts its milliseconds.
         """
         path = self._directory / f"{operation.id}.jsonl"
@@ -108,7 +113,8 @@ class OperationStore:
         with path.open("ab") as file:
             file.write(msgspec.json.encode(operation) + b"\n")
             file.flush()
-            os.fdatasync(file.fileno())
+            if operation.machine.phase not in _REACHED_AGAIN:
+                os.fdatasync(file.fileno())
         if is_new:
             atomic_files.fsync_directory(self._directory)
         self._known[operation.id] = operation

@@ -118,6 +118,9 @@ class Replicator(Service):
     async def promote(self, volume: str, epoch: int) -> Answer:
         return await self._post(volume, "promote", {"epoch": epoch}, 30.0)
 
+    async def prepare_follow(self, volume: str, timeout_s: float) -> Answer:
+        return await self._post(volume, "prepare-follow", {"timeout_s": timeout_s}, timeout_s + 5)
+
     async def log(self, volume: str, after: str | None, limit: int) -> Answer:
         since = "" if after is None else f"after={after}&"
         return await self.call("GET", f"/v1/volumes/{volume}/log?{since}limit={limit}")

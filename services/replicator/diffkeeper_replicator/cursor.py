@@ -128,6 +128,11 @@ class VolumeFiles:
     def write_role(self, kept: Kept) -> None:
         atomic_files.write_bytes(self._role, msgspec.json.encode(kept))
 
+    def write_promotion(self, state: bytes, kept: Kept) -> None:
+        """The tree state, then the role that goes with it; one fsync makes both names durable."""
+        atomic_files.write_bytes(self.promoted, state, name_durable=False)
+        self.write_role(kept)
+
     def promised(self) -> int:
         promise = _read(self._promise, _Promise)
         return 0 if promise is None else promise.epoch

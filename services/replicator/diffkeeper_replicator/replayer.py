@@ -54,6 +54,7 @@ class Replayer:
         self._checkpointed_at = 0.0
         self.directory: Directory | None = None
         self.trouble: errors.DiffKeeperError | None = None
+        self.is_opening = False
         # Set once the directory is open, or could not be opened.
         self.opened = asyncio.Event()
         # Set whenever more is applied or trouble came.
@@ -84,8 +85,10 @@ class Replayer:
 
     def deliver(self, kept: list[Kept]) -> None:
         """Frames that the journal holds now. Those that find no room are read back from there, and so are all behind
-        them until the queue is empty: it has no holes.
+        them until the queue is empty: it has no holes. Nothing gathers where nothing is to be applied yet.
         """
+        if self.directory is None and not self.is_opening:
+            return
         applied = self.applied.position
         for frame, columns in kept:
             continues = not self._queue or self._queue[-1][0].position == frame.header.parent
