@@ -14,12 +14,12 @@ import contextlib
 import itertools
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffkeeper import atomic_files
-from diffkeeper.domain import errors, positions, trees
+from diffkeeper.domain import errors, frames, positions, tree_increments, trees
 from diffkeeper.domain.deltas import ROOT_ID
 from diffkeeper.domain.trees import Identity, Kind, Node
 
@@ -46,6 +46,9 @@ CREATE TABLE names (parent INTEGER NOT NULL, name BLOB NOT NULL, id INTEGER NOT 
 WITHOUT ROWID;
 CREATE INDEX names_by_id ON names (id);
 """
+
+_INSERT_NODE = "INSERT INTO nodes VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+_INSERT_NAME = "INSERT INTO names VALUES (?,?,?)"
 
 V = TypeVar("V")
 
@@ -79,8 +82,8 @@ class TreeStore:
             database.execute("PRAGMA synchronous = OFF")
             database.executescript(_SCHEMA)
             database.execute("BEGIN")
-            database.executemany("INSERT INTO nodes VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", _node_rows(state))
-            database.executemany("INSERT INTO names VALUES (?,?,?)", _name_rows(state))
+            database.executemany(_INSERT_NODE, _node_rows(state, state.tree.nodes))
+            database.executemany(_INSERT_NAME, _name_rows(state.tree.nodes))
             facts = {
                 "version": _VERSION,
                 "volume": state.volume,
@@ -174,6 +177,30 @@ class TreeStore:
             self.execute("COMMIT")
         self.position, self.frame_hash, self.stamp = position, frame_hash, stamp
 
+    def advance(self, increment: tree_increments.Increment) -> None:
+        """Commit what became of the tree; costs what was touched. Raises Corrupt, with nothing changed, when it is not of
+        this one.
+        """
+        tree_increments.check_base(frames.Tip(self.position, self.frame_hash), self.volume, increment)
+        state = trees.TreeState(
+            self.volume,
+            increment.tip.position,
+            increment.tip.hash,
+            increment.stamp,
+            trees.Tree(),
+            increment.identities,
+            increment.prints,
+        )
+        touched = [(file_id,) for file_id in increment.touched]
+        with _errors(self.path):
+            self.change_many("DELETE FROM names WHERE id = ?", touched)
+            self.change_many("DELETE FROM nodes WHERE id = ?", touched)
+            self.change_many(_INSERT_NODE, list(_node_rows(state, increment.nodes)))
+            self.change_many(_INSERT_NAME, list(_name_rows(increment.nodes)))
+        self.tree.forget(increment.touched)
+        self.tree.next_id = increment.next_id
+        self.commit(increment.tip.position, increment.tip.hash, increment.stamp)
+
     def sync(self) -> None:
         """The last commit is on disk when this returns. Blocking; may run beside the owner, in a thread."""
         with _errors(self.path):
@@ -205,6 +232,11 @@ class StoredTree(trees.Tree):
     @property
     def nodes(self) -> Mapping[int, Node]:
         return self._found
+
+    def forget(self, ids: Iterable[int]) -> None:
+        """The file has others of them than it had."""
+        for file_id in ids:
+            self._found.forget(file_id)
 
     def _add(self, file_id: int, node: Node) -> None:
         self._store.change(
@@ -376,8 +408,8 @@ class Fingerprints(_Column[tuple[int, int, int]]):
         return row[0], row[1], row[2]
 
 
-def _node_rows(state: trees.TreeState) -> Iterator[tuple[Any, ...]]:
-    for file_id, node in state.tree.nodes.items():
+def _node_rows(state: trees.TreeState, nodes: Mapping[int, Node]) -> Iterator[tuple[Any, ...]]:
+    for file_id, node in nodes.items():
         identity, print_ = state.identities.get(file_id), state.fingerprints.get(file_id)
         where = (
             (None, None, None)
@@ -396,8 +428,8 @@ def _node_rows(state: trees.TreeState) -> Iterator[tuple[Any, ...]]:
         )
 
 
-def _name_rows(state: trees.TreeState) -> Iterator[tuple[int, bytes, int]]:
-    for file_id, node in state.tree.nodes.items():
+def _name_rows(nodes: Mapping[int, Node]) -> Iterator[tuple[int, bytes, int]]:
+    for file_id, node in nodes.items():
         for parent, name in node.entries:
             yield parent, name, file_id
 

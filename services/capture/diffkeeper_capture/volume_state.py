@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffkeeper import atomic_files
+from diffkeeper import atomic_files, tree_files
 from diffkeeper.domain import errors, trees
 
 
@@ -25,7 +25,7 @@ def save(path: Path, state: trees.TreeState) -> None:
 def load(path: Path) -> trees.TreeState | None:
     """The state at ``path``, None when there is none; raises Corrupt when it is not what was written."""
     try:
-        data = path.read_bytes()
+        return tree_files.load(path)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -34,4 +34,3 @@ def load(path: Path) -> trees.TreeState | None:
             reason="tree-state-unreadable",
             hint="check the owner and mode of the state directory",
         ) from error
-    return trees.decode(data)

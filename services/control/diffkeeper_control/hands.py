@@ -129,11 +129,21 @@ class SiteHands:
             self._ensure_streams(plan.volume, plan.target),
             self._prepare_program(plan, wait=True),
             self._prepare_following(plan),
+            self._prepare_capture(plan),
         )
         # Last, and so closest: what is behind now is what clients wait for.
         reached = await target.replicator.catch_up(plan.volume, None, CLOSE_TIMEOUT_S)
         _log.info("target is close", volume=plan.volume, position=reached["position"])
         return failover.Prepared()
+
+    async def _prepare_capture(self, plan: failover.Plan) -> None:
+        """Have the target make ready what it will capture with; at the end only what changed since is told."""
+        target = self._embedded.clients[plan.target]
+        try:
+            prepared = await target.replicator.prepare_promote(plan.volume)
+            await target.agent.stage(plan.volume, prepared["tree_state"])
+        except errors.DiffKeeperError as error:
+            _log.warning("a capture could not be prepared", volume=plan.volume, error=error.message)
 
     async def _prepare_following(self, plan: failover.Plan) -> None:
         """Have the leader's replicator read what it will need to confirm the first frame of its successor."""

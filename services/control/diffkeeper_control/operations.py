@@ -105,8 +105,8 @@ class OperationStore:
             self._known[operation.id] = operation
 
     def save(self, operation: Operation) -> Operation:
-        """Durable when this returns, but for what is come to again anyhow. A line at the end costs one fsync where replacing the file costs two,
-        and a failover counts its milliseconds.
+        """Durable when this returns, but for what is come to again anyhow. A line at the end costs one fsync where
+        replacing the file costs two, and a failover counts its milliseconds.
         """
         path = self._directory / f"{operation.id}.jsonl"
         is_new = operation.id not in self._known

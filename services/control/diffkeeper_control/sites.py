@@ -84,6 +84,9 @@ class Agent(Service):
     async def prepare(self, volume: str, body: Answer) -> Answer:
         return await self._post(volume, "prepare", body, 10.0)
 
+    async def stage(self, volume: str, tree_state: str) -> Answer:
+        return await self._post(volume, "stage", {"tree_state": tree_state}, 30.0)
+
     async def start(self, volume: str, body: Answer) -> Answer:
         return await self._post(volume, "start", body, 30.0)
 
@@ -117,6 +120,9 @@ class Replicator(Service):
 
     async def promote(self, volume: str, epoch: int) -> Answer:
         return await self._post(volume, "promote", {"epoch": epoch}, 30.0)
+
+    async def prepare_promote(self, volume: str) -> Answer:
+        return await self._post(volume, "prepare-promote", {}, 30.0)
 
     async def prepare_follow(self, volume: str, timeout_s: float) -> Answer:
         return await self._post(volume, "prepare-follow", {"timeout_s": timeout_s}, timeout_s + 5)

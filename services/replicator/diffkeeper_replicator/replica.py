@@ -233,6 +233,32 @@ class Replica:
         if early is not None:
             await early.end()
 
+    async def prepare_promote(self) -> Promotion:
+        """Have the tree state written down while frames still come, so that a promotion tells only what became of it.
+
+        The answer is what a promotion now would be; its epoch is none. Raises Refused where the replica could not be
+        promoted.
+        """
+        began = time.monotonic()
+        async with self._changing:
+            await self._finish_leaving()
+            replayer = self.replayer
+            if self.intake is None or replayer is None:
+                raise self._not_following()
+            await replayer.opened.wait()
+            opened = self._promotable(replayer)
+            encoded, tip, stamp = await replayer.in_thread(
+                lambda: (opened.prepare_hand_over(), opened.tip, opened.stamp)
+            )
+            try:
+                await asyncio.to_thread(self.files.write_prepared, encoded)
+            except OSError as error:
+                raise _as_ours(error, "preparing a promotion") from error
+            await replayer.in_thread(lambda: opened.prepared_is_kept(tip))
+            path, state = str(self.path), str(self.files.prepared)
+            took_ms = round((time.monotonic() - began) * 1000, 3)
+            return Promotion(0, str(tip.position), tip.hash.hex(), stamp, path, state, took_ms)
+
     async def trim_journal(self, sequence: int) -> int:
         """Whole segments of the journal that the history holds and that this replica's tree checkpoint is
         beyond go; how many bytes that freed.

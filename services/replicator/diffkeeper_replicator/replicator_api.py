@@ -46,6 +46,7 @@ def add_routes(app: web.Application, replicator: Replicator, now_us: Callable[[]
             web.post("/v1/volumes/{volume}/promise", calls.promise),
             web.post("/v1/volumes/{volume}/catch-up", calls.catch_up),
             web.post("/v1/volumes/{volume}/promote", calls.promote),
+            web.post("/v1/volumes/{volume}/prepare-promote", calls.prepare_promote),
             web.post("/v1/volumes/{volume}/prepare-follow", calls.prepare_follow),
             web.post("/v1/volumes/{volume}/rebuild", calls.rebuild),
             web.get("/v1/volumes/{volume}/log", calls.log),
@@ -102,6 +103,10 @@ class _Calls:
     async def promote(self, request: web.Request) -> web.Response:
         body = await http.read_body(request, _Epoch)
         return http.json_response(await self._replicator.get(_volume(request)).promote(body.epoch))
+
+    async def prepare_promote(self, request: web.Request) -> web.Response:
+        await http.read_body(request, _Body)
+        return http.json_response(await self._replicator.get(_volume(request)).prepare_promote())
 
     async def prepare_follow(self, request: web.Request) -> web.Response:
         body = await http.read_body(request, _PrepareFollow)
