@@ -213,21 +213,31 @@ class SiteHands:
             for site in self._embedded.sites
             if site not in (plan.target, plan.leader) and not self._embedded.is_stopped(site)
         ]
-        asking = [
-            self._embedded.clients[site].replicator.promise(plan.volume, machine.epoch, 2.0)
-            for site in others
-        ]
-        target = self._embedded.clients[plan.target].replicator.promise(plan.volume, machine.epoch)
-        answers = await asyncio.gather(target, *asking, return_exceptions=True)
+        _, held = await asyncio.gather(
+            self._target_promises(machine), self._others_promise(plan.volume, machine.epoch, others)
+        )
+        return failover.Promised(max(held, default=None))
+
+    async def _others_promise(self, volume: str, epoch: int, sites: list[str]) -> list[positions.Position]:
+        """What those hold that answer."""
+        asking = [self._embedded.clients[site].replicator.promise(volume, epoch, 2.0) for site in sites]
         held: list[positions.Position] = []
-        for site, answer in zip([plan.target, *others], answers, strict=True):
+        for site, answer in zip(sites, await asyncio.gather(*asking, return_exceptions=True), strict=True):
             if isinstance(answer, dict):
                 held.append(positions.parse(answer["position"]))
-            elif site == plan.target or not isinstance(answer, errors.DiffKeeperError):
-                raise answer
-            else:
+            elif isinstance(answer, errors.DiffKeeperError):
                 _log.warning("a site did not promise", site=site, error=answer.message)
-        return failover.Promised(max(held[1:], default=None))
+            else:
+                raise answer
+        return held
+
+    async def _target_promises(self, machine: Failover) -> None:
+        """After a handover the old epoch has ended, so nothing of it can come any more: then it is enough that the promotion,
+        which follows, promises too.
+        """
+        plan = machine.plan
+        if machine.handover is None:
+            await self._embedded.clients[plan.target].replicator.promise(plan.volume, machine.epoch)
 
     async def _grant(self, machine: Failover) -> None:
         """Before a promise, which stops the old leader: without a majority nothing is touched, unless forced."""

@@ -93,7 +93,9 @@ def view(operation: Operation) -> dict[str, Any]:
 
 # Whoever finds the record of the phase before does what led here once more, with the same answers: so these records
 # survive control, and need not survive a power cut.
-_REACHED_AGAIN = frozenset({Phase.CATCH_UP, Phase.PROMOTE})
+_REACHED_AGAIN = frozenset({Phase.CATCH_UP, Phase.PROMOTE, Phase.START, Phase.FOLLOW})
+# Written to the disk while what follows from it is done: the next record that must be durable takes it along at the latest.
+_BESIDE = frozenset({Phase.PROMISE})
 
 
 class OperationStore:
@@ -113,12 +115,21 @@ class OperationStore:
         with path.open("ab") as file:
             file.write(msgspec.json.encode(operation) + b"\n")
             file.flush()
-            if operation.machine.phase not in _REACHED_AGAIN:
+            if operation.machine.phase not in _REACHED_AGAIN | _BESIDE:
                 os.fdatasync(file.fileno())
         if is_new:
             atomic_files.fsync_directory(self._directory)
         self._known[operation.id] = operation
         return operation
+
+    def sync_beside(self, operation: Operation) -> None:
+        """Blocking, in a thread: make a record durable that nobody waits for."""
+        if operation.machine.phase in _BESIDE:
+            file = os.open(self._directory / f"{operation.id}.jsonl", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(file)
+            finally:
+                os.close(file)
 
     def get(self, operation_id: str) -> Operation:
         operation = self._known.get(operation_id)

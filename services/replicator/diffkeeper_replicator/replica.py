@@ -67,7 +67,7 @@ class Replica:
         self._spawn = spawn
         self.now_us = now_us
         self.allow_setid = allow_setid
-        # The newest epoch promised, durably.
+        # The newest epoch promised, durably: by itself, or by a role to lead in it.
         self.promised = files.promised()
         self._changing = asyncio.Lock()
         self._kept: Kept | None = None
@@ -103,6 +103,7 @@ class Replica:
             if self._kept is not None and self._kept.wanted.role == "follow":
                 await self._begin()
             elif self._kept is not None:
+                await self._promise(self._kept.wanted.epoch)
                 self.files.leave_directory()  # in case the end came between the promotion and this
 
     async def put_role(self, role: Role) -> None:
@@ -577,7 +578,6 @@ class Replica:
             str(self.files.promoted),
             round((time.monotonic() - began) * 1000, 3),
         )
-        await self._promise(epoch)
         path = str(self.path)
         role = msgspec.structs.replace(
             kept.wanted, role="lead", epoch=epoch, leader=self.site, path=path, tree_state=None
@@ -588,6 +588,7 @@ class Replica:
         except OSError as error:
             raise _as_ours(error, "writing the promotion down") from error
         self._kept = promoted
+        self.promised = max(self.promised, epoch)
         self._is_leaving = True
         self._spawn(f"settle-{self.volume}", self._settle_left(self.path))
         return promotion
@@ -597,6 +598,9 @@ class Replica:
         if self._is_leaving:
             self._is_leaving = False
             await asyncio.to_thread(self.files.leave_directory)
+            await asyncio.to_thread(
+                self.files.write_promise, self.promised
+            )  # the role has it until another comes
             await self._end(clean=False)
 
     async def _settle_left(self, path: Path) -> None:
