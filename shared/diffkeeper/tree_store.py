@@ -60,7 +60,12 @@ class TreeStore:
         self.path = path
         self._database = database
         self.execute = database.execute
-        facts: dict[str, Any] = dict(database.execute("SELECT name, value FROM facts"))
+        self._read_facts()
+        self.identities = Identities(self)
+        self.fingerprints = Fingerprints(self)
+
+    def _read_facts(self) -> None:
+        facts: dict[str, Any] = dict(self.execute("SELECT name, value FROM facts"))
         if facts.get("version") != _VERSION:
             raise ValueError(f"version {facts.get('version')}")
         self.volume = str(facts["volume"])
@@ -68,8 +73,6 @@ class TreeStore:
         self.frame_hash = bytes(facts["hash"])
         self.stamp = int(facts["stamp"])
         self.tree = StoredTree(self, int(facts["next_id"]))
-        self.identities = Identities(self)
-        self.fingerprints = Fingerprints(self)
 
     @classmethod
     def create(cls, path: Path, state: trees.TreeState, pages_kib: int = PAGES_KIB) -> TreeStore:
@@ -144,23 +147,53 @@ class TreeStore:
     def load(self) -> trees.TreeState:
         """All of it in memory: what whoever goes on without the file begins with."""
         entries: dict[int, set[tuple[int, bytes]]] = {}
+        nodes: dict[int, Node] = {}
+        identities: dict[int, Identity] = {}
+        prints: dict[int, tuple[int, int, int]] = {}
         with _errors(self.path):
             for parent, name, file_id in self.execute("SELECT parent, name, id FROM names"):
                 entries.setdefault(file_id, set()).add((parent, name))
-            nodes: list[tuple[int, Node]] = []
-            identities: dict[int, Identity] = {}
-            prints: dict[int, tuple[int, int, int]] = {}
             for row in self.execute("SELECT * FROM nodes"):
-                file_id, kind, mode, uid, gid, target, device, inode, generation, *print_ = row
-                node = Node(Kind(kind), mode, uid, gid, target or b"", entries.get(file_id, set()))
-                nodes.append((file_id, node))
-                if inode is not None:
-                    identities[file_id] = Identity(unsigned(device), unsigned(inode), generation)
-                if print_[0] is not None:
-                    prints[file_id] = (print_[0], print_[1], print_[2])
-            tree = trees.Tree.of(nodes, self.tree.next_id)
+                _take_row(row, entries.get(row[0], set()), nodes, identities, prints)
+            tree = trees.Tree.of(nodes.items(), self.tree.next_id)
         return trees.TreeState(
             self.volume, self.position, self.frame_hash, self.stamp, tree, identities, prints
+        )
+
+    @classmethod
+    def snapshot(cls, path: Path) -> trees.TreeState:
+        """All of what was committed last, beside the owner, who may go on."""
+        store = cls.open(path)
+        try:
+            with _errors(path):
+                store.execute("BEGIN")
+                store._read_facts()
+            return store.load()
+        finally:
+            store.close()
+
+    def increment(self, base: frames.Tip, touched: Iterable[int]) -> tree_increments.Increment:
+        """What became of these ids since ``base``, as of the last commit."""
+        ids = frozenset(touched)
+        nodes: dict[int, Node] = {}
+        identities: dict[int, Identity] = {}
+        prints: dict[int, tuple[int, int, int]] = {}
+        with _errors(self.path):
+            for file_id in ids:
+                row = self.execute("SELECT * FROM nodes WHERE id = ?", (file_id,)).fetchone()
+                if row is not None:
+                    names = self.execute("SELECT parent, name FROM names WHERE id = ?", (file_id,))
+                    _take_row(row, set(names), nodes, identities, prints)
+        return tree_increments.Increment(
+            self.volume,
+            base,
+            frames.Tip(self.position, self.frame_hash),
+            self.stamp,
+            self.tree.next_id,
+            ids,
+            nodes,
+            identities,
+            prints,
         )
 
     def commit(self, position: positions.Position, frame_hash: bytes, stamp: int) -> None:
@@ -406,6 +439,21 @@ class Fingerprints(_Column[tuple[int, int, int]]):
 
     def _unpack(self, row: tuple[Any, ...]) -> tuple[int, int, int]:
         return row[0], row[1], row[2]
+
+
+def _take_row(
+    row: tuple[Any, ...],
+    entries: set[tuple[int, bytes]],
+    nodes: dict[int, Node],
+    identities: dict[int, Identity],
+    prints: dict[int, tuple[int, int, int]],
+) -> None:
+    file_id, kind, mode, uid, gid, target, device, inode, generation, *print_ = row
+    nodes[file_id] = Node(Kind(kind), mode, uid, gid, target or b"", entries)
+    if inode is not None:
+        identities[file_id] = Identity(unsigned(device), unsigned(inode), generation)
+    if print_[0] is not None:
+        prints[file_id] = (print_[0], print_[1], print_[2])
 
 
 def _node_rows(state: trees.TreeState, nodes: Mapping[int, Node]) -> Iterator[tuple[Any, ...]]:

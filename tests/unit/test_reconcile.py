@@ -138,11 +138,7 @@ def test_wherever_it_is_cut_off_a_file_of_two_names_in_a_moved_directory_is_foun
     ]
     moves = [
         *(Delta(Op.RENAME, n, args=(ROOT_ID, b"d%d" % n, ROOT_ID, b"m%d" % n, False)) for n in range(2, 8)),
-        *(
-            Delta(Op.RENAME, 10 + n, args=(n, wrong, n, b"f", False))
-            for n in range(2, 8)
-            if wrong != b"f"
-        ),
+        *(Delta(Op.RENAME, 10 + n, args=(n, wrong, n, b"f", False)) for n in range(2, 8) if wrong != b"f"),
     ]
     calls, ended = 0, False
     while not ended:

@@ -24,6 +24,7 @@ from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.leases.lease_store import LeaseStore
 from diffkeeper.log.event_log import EventLog
 from diffkeeper_capture import (
+    ending_tree,
     left_behind,
     receipts_socket,
     resume_journal,
@@ -442,6 +443,10 @@ class Agent:
             answer = await volume_end.hand_over(capture, self._gate_socket, successor, grace_s, timeout_s)
             await self._quiet(name)
             return answer
+
+    async def prepare_handover(self, name: str) -> bool:
+        """See ``ending_tree``; whether it was possible."""
+        return await ending_tree.prepare(self._capturing(name))
 
     async def release(self, name: str) -> dict[str, Any]:
         async with self._orders:

@@ -93,6 +93,7 @@ class AgentApi:
                 web.post(f"{volume}/stage", self._stage),
                 web.post(f"{volume}/start", self._start),
                 web.post(f"{volume}/sync", self._sync),
+                web.post(f"{volume}/prepare-handover", self._prepare_handover),
                 web.post(f"{volume}/handover", self._handover),
                 web.post(f"{volume}/release", self._release),
                 web.post(f"{volume}/surrender", self._surrender),
@@ -163,6 +164,11 @@ class AgentApi:
             request.match_info["volume"], body.successor, body.grace_s, body.timeout_s
         )
         return http.json_response(answer)
+
+    async def _prepare_handover(self, request: web.Request) -> web.Response:
+        await http.read_body(request, NoBody)
+        prepared = await self._agent.prepare_handover(request.match_info["volume"])
+        return http.json_response({"prepared": prepared})
 
     async def _release(self, request: web.Request) -> web.Response:
         await http.read_body(request, NoBody)

@@ -15,11 +15,15 @@ def save(path: Path, state: trees.TreeState) -> None:
     try:
         atomic_files.write_bytes(path, trees.encode(state))
     except OSError as error:
-        raise errors.Transient(
-            f"the tree state of {state.volume} could not be written to {path}: {error.strerror}",
-            reason="tree-state-not-written",
-            hint="free space on that disk; without it the next attach reads the whole volume",
-        ) from error
+        raise not_written(state.volume, path, error) from error
+
+
+def not_written(volume: str, path: Path, error: OSError) -> errors.Transient:
+    return errors.Transient(
+        f"the tree state of {volume} could not be written to {path}: {error.strerror}",
+        reason="tree-state-not-written",
+        hint="free space on that disk; without it the next attach reads the whole volume",
+    )
 
 
 def load(path: Path) -> trees.TreeState | None:

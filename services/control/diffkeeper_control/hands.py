@@ -146,10 +146,15 @@ class SiteHands:
             _log.warning("a capture could not be prepared", volume=plan.volume, error=error.message)
 
     async def _prepare_following(self, plan: failover.Plan) -> None:
-        """Have the leader's replicator read what it will need to confirm the first frame of its successor."""
-        replicator = self._embedded.clients[plan.leader].replicator
+        """Have the leader's replicator read what it will need to confirm the first frame of its successor, and its agent
+        write down the tree that it will follow with.
+        """
+        leader = self._embedded.clients[plan.leader]
         try:
-            await replicator.prepare_follow(plan.volume, CLOSE_TIMEOUT_S)
+            await asyncio.gather(
+                leader.replicator.prepare_follow(plan.volume, CLOSE_TIMEOUT_S),
+                leader.agent.prepare_handover(plan.volume),
+            )
         except errors.DiffKeeperError as error:
             _log.warning("the leader is not ready to follow", volume=plan.volume, error=error.message)
 

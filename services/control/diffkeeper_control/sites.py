@@ -93,6 +93,9 @@ class Agent(Service):
     async def sync(self, volume: str, level: str, timeout_s: float) -> Answer:
         return await self._post(volume, "sync", {"level": level, "timeout_s": timeout_s}, timeout_s + 5)
 
+    async def prepare_handover(self, volume: str) -> Answer:
+        return await self._post(volume, "prepare-handover", {}, 30.0)
+
     async def handover(self, volume: str, successor: str, grace_s: float, timeout_s: float) -> Answer:
         body = {"successor": successor, "grace_s": grace_s, "timeout_s": timeout_s}
         return await self._post(volume, "handover", body, grace_s + timeout_s + 5)
