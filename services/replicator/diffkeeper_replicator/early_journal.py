@@ -26,6 +26,12 @@ class EarlyJournal:
         self.intake = intake
         self.replayer = replayer
         self.running = running
+        self.expiry: asyncio.TimerHandle | None = None
+
+    def keep(self) -> None:
+        """Somebody follows with it."""
+        if self.expiry is not None:
+            self.expiry.cancel()
 
     async def reach_end(self, timeout_s: float) -> positions.Position:
         """Wait until the journal holds what the stream holds now, at most so long; where it is then."""
@@ -44,6 +50,7 @@ class EarlyJournal:
 
     async def end(self) -> None:
         """Nobody follows with it: everything is closed, the frames stay."""
+        self.keep()
         self.running.cancel()
         await asyncio.gather(self.running, return_exceptions=True)
         await self.intake.settle()

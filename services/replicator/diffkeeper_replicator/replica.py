@@ -220,11 +220,13 @@ class Replica:
                 intake, replayer = await self._open_log(role)
                 running = self._spawn(f"early-{self.volume}", intake.run())
                 early = self._early = early_journal.EarlyJournal(intake, replayer, running)
-                self._spawn(f"early-end-{self.volume}", self._end_early_if_unused(early))
+                early.expiry = asyncio.get_running_loop().call_later(
+                    early_journal.WAITS_S,
+                    lambda: self._spawn(f"early-end-{self.volume}", self._end_if_unused(early)),
+                )
         return await early.reach_end(timeout_s)
 
-    async def _end_early_if_unused(self, early: early_journal.EarlyJournal) -> None:
-        await asyncio.sleep(early_journal.WAITS_S)
+    async def _end_if_unused(self, early: early_journal.EarlyJournal) -> None:
         async with self._changing:
             if self._early is early:
                 await self._end_early()
@@ -359,6 +361,7 @@ class Replica:
         if early is None or early.intake.trouble is not None or self._is_beyond(role, early.intake.tip):
             return None
         self._early = None
+        early.keep()
         return early
 
     def _is_beyond(self, role: Role, tip: frames.Tip) -> bool:
