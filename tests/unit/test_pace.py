@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from diffkeeper_capture.pace import LOOK_BYTES, Pace
 
-LEAST_S, MOST_S = 0.002, 0.02
+LEAST_S, MOST_S = 0.002, 0.05
 
 
 def settled(records_a_second: float, bytes_a_second: float, *, is_behind: bool = False) -> Pace:
@@ -22,12 +22,12 @@ def settled(records_a_second: float, bytes_a_second: float, *, is_behind: bool =
     return pace
 
 
-@pytest.mark.parametrize("rate", [0, 100, 1000, 1490])
+@pytest.mark.parametrize("rate", [0, 100, 1000, 1190])
 def test_a_calm_program_has_the_shortest_frames(rate: int) -> None:
     assert settled(rate, rate * 4096).linger_s == pytest.approx(LEAST_S)
 
 
-@pytest.mark.parametrize("rate", [4100, 15_000, 100_000])
+@pytest.mark.parametrize("rate", [2100, 15_000, 100_000])
 def test_a_busy_program_has_the_longest_frames(rate: int) -> None:
     assert settled(rate, rate * 4096).linger_s == pytest.approx(MOST_S)
 

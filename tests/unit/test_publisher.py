@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tests.support import framing
 
-from diffkeeper.domain import errors, frames, positions
-from diffkeeper.log import memory_event_log
+from diffkeeper.domain import errors, frames, positions, volumes
+from diffkeeper.log import event_log, memory_event_log
 from diffkeeper_capture import publisher as publishers
 from diffkeeper_capture import spool as spools
 
@@ -187,6 +187,39 @@ async def test_an_idle_publisher_notices_that_the_stream_lost_its_tail(
         await publisher.wait_stored(sent[-1].position)
         world.lose(4)
         await until(lambda: len(world.stream) == 10)
+    assert world.stream == wires(sent)
+
+
+async def test_a_stream_that_goes_back_while_it_is_being_read_is_not_taken_for_one_with_a_hole(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker killed between two questions comes back shorter than it had said."""
+    monkeypatch.setattr(publishers, "IDLE_CHECK_S", 0.02)
+    sent = list(framing.chain(13))
+    publisher = world.publisher()
+    went_back = False
+    get = world.log.get
+
+    async def get_after_a_loss(origin: volumes.Origin, sequence: int) -> event_log.Stored | None:
+        nonlocal went_back
+        if sequence == 11 and not went_back:
+            went_back = True
+            world.lose(3)
+        return await get(origin, sequence)
+
+    async with running(publisher):
+        offer(world, publisher, sent[:10])
+        await publisher.wait_stored(sent[9].position)
+        for frame in sent[10:]:
+            world.spool.append(frame)
+        monkeypatch.setattr(world.log, "get", get_after_a_loss)
+        for sequence, frame in enumerate(sent[10:], 10):
+            # Late ones of ours, whose acknowledgement nobody hears.
+            await world.log.append(ORIGIN, frame, sequence)
+        await until(lambda: went_back)
+        for frame in sent[10:]:
+            publisher.offer(frame)
+        await publisher.wait_stored(sent[-1].position)
     assert world.stream == wires(sent)
 
 

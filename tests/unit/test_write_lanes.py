@@ -25,6 +25,7 @@ from diffkeeper_capture.framer import Framer
 from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.records import HEAD, HEAD_BYTES, NO_VOLUME, Flag, Kind, Record
 from diffkeeper_capture.ring import RingReader
+from diffkeeper_capture.system_calls import call_name
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "aarch64"), reason="no compiled loop for this machine"
@@ -62,7 +63,8 @@ class TwoVolumes:
         if framer is None:
             return
         if record.kind != Kind.WRITE:
-            framer.add(Delta(Op.BARRIER, 0, args=("fsync", record.tgid), at_us=record.end_ns // 1000))
+            args = (call_name(record.extra), record.tgid)
+            framer.add(Delta(Op.BARRIER, record.inode + 100, args=args, at_us=record.end_ns // 1000))
             return
         if record.inode % 2 or record.flags & Flag.UNREADABLE:
             framer.gap("odd", str(record.inode))
@@ -90,13 +92,16 @@ def a_write(payload: bytes = b"x", **fields: int) -> bytes:
 def ring_bodies(draw: st.DrawFn) -> tuple[bytes, int]:
     """A record as it stands in a ring, and the flags of its length."""
     payload = draw(st.one_of(st.binary(max_size=30), st.integers(0, 9_000).map(lambda size: b"p" * size)))
-    kind = draw(st.sampled_from([Kind.WRITE] * 8 + [Kind.SYNC]))
+    kind = draw(st.sampled_from([Kind.WRITE] * 8 + [Kind.SYNC] * 3))
+    if kind is Kind.SYNC and draw(st.integers(0, 9)):
+        payload = b""
     made = a_write(
         payload,
         kind=kind,
         flags=draw(st.sampled_from([0, 0, 0, 0, Flag.APPEND, Flag.OVERLAPPED, Flag.UNREADABLE])),
         volume=draw(st.sampled_from([1, 1, 1, 2, 3, NO_VOLUME])),
         tgid=draw(st.integers(1, 3)),
+        extra=draw(st.sampled_from([74, 75])),
         inode=draw(st.sampled_from([2, 4, 4, 6, 7])),
         generation=draw(st.integers(0, 1)),
         offset=draw(st.integers(0, limits.FILE_MAX_OFFSET - 10_000)),
@@ -190,6 +195,43 @@ def test_a_write_is_plain_only_as_it_was_learned() -> None:
         assert long_way(length=2) == 1, "a length that is not that of the payload"
         volumes.lanes[1].forget()
         assert [long_way(), long_way(), long_way(volume=2)] == [1, 0, 0]
+
+
+def test_the_sync_of_a_known_file_by_a_known_process_is_a_mark_between_its_writes() -> None:
+    lanes = lanes_here()
+    volumes = TwoVolumes(lanes)
+    with ring() as (kernel, reader):
+        for number in range(6):
+            kernel.put_body(a_write(b"%d" % number, offset=number))
+            kernel.put_body(a_write(b"", kind=Kind.SYNC, extra=74 + number % 2))
+            reader.drain(volumes.handle, lanes=lanes)
+        assert volumes.handled == 1, "the write that is learned from"
+        kernel.put_body(a_write(b"", kind=Kind.SYNC, inode=6))
+        kernel.put_body(a_write(b"", kind=Kind.SYNC, tgid=8))
+        reader.drain(volumes.handle, lanes=lanes)
+        assert volumes.handled == 3, "another file, another process"
+    volumes.cut()
+    (frame,) = volumes.taken[1]
+    made = list(frame.columns())
+    assert [delta.op for delta in made] == [Op.WRITE, Op.BARRIER] * 6 + [Op.BARRIER] * 2
+    assert [delta.data for delta in made[:12:2]] == [b"%d" % number for number in range(6)]
+    assert [delta.args for delta in made[1:12:2]] == [("fsync", 7), ("fdatasync", 7)] * 3
+
+
+def test_more_marks_than_a_lane_holds_are_all_in_the_log() -> None:
+    lanes = lanes_here()
+    volumes = TwoVolumes(lanes)
+    count = 2 * write_lanes.MARKS_MAX + 5
+    with ring() as (kernel, reader):
+        kernel.put_body(a_write())
+        reader.drain(volumes.handle, lanes=lanes)
+        for first in range(0, count, 100):
+            for _ in range(min(100, count - first)):
+                kernel.put_body(a_write(b"", kind=Kind.SYNC, extra=74))
+            reader.drain(volumes.handle, lanes=lanes)
+    volumes.cut()
+    ops = [delta.op for frame in volumes.taken[1] for delta in frame.columns()]
+    assert ops == [Op.WRITE] + [Op.BARRIER] * count
 
 
 def test_more_files_and_processes_than_the_tables_hold_are_learned_again() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 # Up to so many records a second a frame is open for the shortest time, from so many on for the longest; between them
 # it grows evenly.
-CALM_RATE, BUSY_RATE = 1500.0, 4000.0
+CALM_RATE, BUSY_RATE = 1200.0, 2000.0
 # Over how long rates are counted.
 WINDOW_S = 0.05
 # Between two looks no more bytes than this are to come, at the rate of the last window.

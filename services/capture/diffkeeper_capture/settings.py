@@ -28,5 +28,5 @@ class AgentSettings(settings.Settings, frozen=True, forbid_unknown_fields=True, 
     nice: int = -15
     spool_bytes: int = 4096 * MIB
     linger_ms: float = 2.0
-    linger_most_ms: float = 20.0
+    linger_most_ms: float = 50.0
     degrade_after_s: float = 30.0

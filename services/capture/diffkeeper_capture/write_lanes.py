@@ -1,4 +1,5 @@
-"""The quick way from the ring to a frame: plain writes to known files, taken by the loop in ``native/write_lanes.c``.
+"""The quick way from the ring to a frame: plain writes to known files, and the marks of their syncs, taken by the loop
+in ``native/write_lanes.c``.
 
 A *lane* is where the plain writes of one volume wait until its framer takes them: bytes and columns, no objects. What
 is plain is taught, never guessed: a write that came the long way, through the observer, and turned out to need
@@ -21,12 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffkeeper.domain import deltas, errors, limits
-from diffkeeper_capture import records
+from diffkeeper_capture import records, system_calls
 
 FOLDER = Path(__file__).parent / "native"
 # Waiting writes are handed to the framer when there are so many, or so many bytes, of them.
 COUNT_MAX = 8192
 DATA_MAX_BYTES = 512 * 1024
+MARKS_MAX = 1024
 assert DATA_MAX_BYTES >= records.PAYLOAD_MAX_BYTES, "every write finds room in an empty lane"
 # FILES, WRITERS and HEADS in write_lanes.c.
 _FILES_BYTES = 4096 * 24
@@ -57,6 +59,8 @@ class _Lane(ctypes.Structure):
         ("data_bytes", ctypes.c_uint32),
         ("data_max", ctypes.c_uint32),
         ("heads", ctypes.c_uint32),
+        ("marks", ctypes.c_uint32),
+        ("marks_max", ctypes.c_uint32),
         ("room", ctypes.c_uint64),
         ("ids", ctypes.c_void_p),
         ("offsets", ctypes.c_void_p),
@@ -67,6 +71,9 @@ class _Lane(ctypes.Structure):
         ("noted", ctypes.c_void_p),
         ("files", ctypes.c_void_p),
         ("writers", ctypes.c_void_p),
+        ("ops", ctypes.c_void_p),
+        ("mark_calls", ctypes.c_void_p),
+        ("mark_tgids", ctypes.c_void_p),
     )
 
 
@@ -120,13 +127,20 @@ class Lane:
             "noted": HEADS * records.HEAD_BYTES,
             "files": _FILES_BYTES,
             "writers": _WRITERS_BYTES,
+            "mark_calls": 4 * MARKS_MAX,
+            "mark_tgids": 4 * MARKS_MAX,
+            "ops": COUNT_MAX,
             "data": DATA_MAX_BYTES,
         }
         # Zeros, and no memory before it is used.
         self._memory = mmap.mmap(-1, sum(sizes.values()))
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self.state = _Lane(
-            volume=slot, count_max=COUNT_MAX, data_max=DATA_MAX_BYTES, room=limits.FRAME_TARGET_BYTES
+            volume=slot,
+            count_max=COUNT_MAX,
+            data_max=DATA_MAX_BYTES,
+            marks_max=MARKS_MAX,
+            room=limits.FRAME_TARGET_BYTES,
         )
         self._views: dict[str, memoryview] = {}
         whole, at = memoryview(self._memory), 0
@@ -140,12 +154,12 @@ class Lane:
 
     @property
     def count(self) -> int:
-        """Writes that wait."""
+        """Writes and marks that wait."""
         return int(self.state.count)
 
     @property
     def first_us(self) -> int:
-        """When the first write that waits returned, by the monotonic clock."""
+        """When the first that waits returned, by the monotonic clock."""
         return int.from_bytes(self._views["ends_us"][:8], "little")
 
     def make_room(self, size: int) -> None:
@@ -153,7 +167,7 @@ class Lane:
         self.state.room = max(0, size)
 
     def learn(self, inode: int, generation: int, tgid: int, file_id: int) -> None:
-        """Writes of this process to this file need no thought from now on."""
+        """Writes of this process to this file, and its syncs, need no thought from now on."""
         self._loaded.dk_learn(self._reference, inode, generation, tgid, file_id)
 
     def forget(self) -> None:
@@ -165,19 +179,22 @@ class Lane:
         """Move what waits to the end of a frame whose first delta was at ``first_us``."""
         state, views = self.state, self._views
         self._loaded.dk_relate(self._reference, first_us)
-        count = state.count
-        columns.add_writes(
+        count, marks = state.count, 4 * state.marks
+        calls, tgids = (views[name][:marks].cast("I") for name in ("mark_calls", "mark_tgids"))
+        columns.add_plain(
+            views["ops"][:count],
             views["ids"][: 8 * count],
             views["offsets"][: 8 * count],
             views["lengths"][: 8 * count],
             views["at_us"][: 4 * count],
             views["data"][: state.data_bytes],
+            [[system_calls.call_name(call), tgid] for call, tgid in zip(calls, tgids, strict=True)],
         )
         self.empty()
 
     def empty(self) -> None:
         """Drop what waits."""
-        self.state.count = self.state.data_bytes = 0
+        self.state.count = self.state.data_bytes = self.state.marks = 0
 
     @property
     def has_heads(self) -> bool:
@@ -217,7 +234,7 @@ class Lanes:
         self._tabulate()
 
     def take(self, ring: Ring, end: int, most: int) -> tuple[int, bool]:
-        """Take plain writes up to ``end`` of a ring: how many, and whether a record follows that goes the long way."""
+        """Take plain writes and marks up to ``end`` of a ring: how many, and whether a record follows that goes the long way."""
         taken = 0
         while True:
             why = self._loaded.dk_take(ctypes.byref(ring), end, most - taken, self._table, len(self._lanes))

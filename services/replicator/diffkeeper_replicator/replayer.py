@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from diffkeeper.contention import Contention
 from diffkeeper.domain import deltas, errors, frames
 from diffkeeper_replicator import safe_paths
 from diffkeeper_replicator.cursor import VolumeFiles
@@ -33,6 +34,10 @@ QUEUE_MAX_BYTES = 64 * 1024 * 1024
 # Applied in one go, between which other calls get their turn.
 RUN_MAX_BYTES = 8 * 1024 * 1024
 _READ_BACK_FRAMES = 32
+# While processors are short, runs of frames gather for up to so long: what was confirmed is in the journal, and a
+# promotion does not wait for it.
+GATHER_S = 0.02
+GATHER_BYTES = 1024 * 1024
 # What the log itself is to blame for: no rebuild helps, and nothing more of it is taken.
 _BAD_LOG = frozenset({"tree-contradiction", "malformed-body", "unknown-operation"})
 
@@ -52,6 +57,7 @@ class Replayer:
         self._wake = asyncio.Event()
         self._checkpoint: asyncio.Task[None] | None = None
         self._checkpointed_at = 0.0
+        self._contention = Contention()
         self.directory: Directory | None = None
         self.trouble: errors.DiffKeeperError | None = None
         self.is_opening = False
@@ -123,6 +129,7 @@ class Replayer:
             await self._wake.wait()
             self._wake.clear()
             while self._is_behind():
+                await self._gather()
                 if not await self._run_once():
                     break
             await self._checkpoint_if_due()
@@ -144,6 +151,7 @@ class Replayer:
         if directory is not None:
             orderly = clean and (self.trouble is None or isinstance(self.trouble, errors.Transient))
             await self.in_thread(lambda: directory.close(clean=orderly))
+        self._contention.close()
         self._thread.shutdown()
 
     # -- inside ----------------------------------------------------------------------------------------------
@@ -153,6 +161,14 @@ class Replayer:
             return False
         stopped = self.trouble is not None and not isinstance(self.trouble, errors.Transient)
         return not stopped and self._journal().tip.position > self.applied.position
+
+    async def _gather(self) -> None:
+        """Let more frames come, where processors are short and this is not far behind."""
+        if not self._queue or self._queue_bytes >= GATHER_BYTES:
+            return
+        pause_s = self._contention.pause_s(asyncio.get_running_loop().time(), GATHER_S)
+        if pause_s:
+            await asyncio.sleep(pause_s)
 
     async def _run_once(self) -> bool:
         """One run of frames; False when there was trouble."""

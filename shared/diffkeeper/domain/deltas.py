@@ -79,7 +79,8 @@ FILE_ID_MAX = (1 << 63) - 1
 _HEAD = struct.Struct("<III")  # number of deltas, bytes of args, bytes of data
 _BYTES_PER_DELTA = 1 + 8 + 8 + 8 + 4
 _NO_ARGS = msgpack.packb([])
-_WRITE_OP = bytes([Op.WRITE])
+# What arguments count for besides the bytes in them.
+_BYTES_OF_ARGS = 64
 
 
 class Columns:
@@ -111,23 +112,27 @@ class Columns:
         self.data += data
         self.payload_bytes += size + _BYTES_PER_DELTA
 
-    def add_writes(
+    def add_plain(
         self,
+        ops: memoryview,
         file_ids: memoryview,
         offsets: memoryview,
         lengths: memoryview,
         at_us: memoryview,
         data: memoryview,
+        args: list[list[str | int]],
     ) -> None:
-        """Many WRITEs: bytes of the four columns, in native order, and the data of all."""
-        count = len(at_us) // self.at_us.itemsize
-        self.ops += _WRITE_OP * count
+        """Many WRITEs and BARRIERs: bytes of the five columns, in native order, the data of the writes, and the arguments
+        of the barriers.
+        """
+        self.ops += ops
         self.file_ids.frombytes(file_ids)
         self.offsets.frombytes(offsets)
         self.lengths.frombytes(lengths)
         self.at_us.frombytes(at_us)
         self.data += data
-        self.payload_bytes += len(data) + count * _BYTES_PER_DELTA
+        self.args += args
+        self.payload_bytes += len(data) + len(ops) * _BYTES_PER_DELTA + len(args) * _BYTES_OF_ARGS
 
     def add(self, delta: Delta, at_us: int | None = None) -> None:
         """``at_us``: another time than the delta's."""
@@ -145,7 +150,7 @@ class Columns:
         if op in WITH_ARGS:
             packed = list(delta.args)
             self.args.append(packed)
-            self.payload_bytes += 64 + sum(len(arg) for arg in packed if isinstance(arg, bytes))
+            self.payload_bytes += _BYTES_OF_ARGS + sum(len(arg) for arg in packed if isinstance(arg, bytes))
 
     def __iter__(self) -> Iterator[Delta]:
         args = iter(self.args)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The inner loop of capture: plain writes to files that are known, from the ring into the lane of their volume,
- * without an object for each. What is not plain stops the loop and goes the long way, in Python.
+ * The inner loop of capture: plain writes to files that are known, and the marks of their syncs, from the ring into the
+ * lane of their volume, without an object for each. What is not plain stops the loop and goes the long way, in Python.
  *
  * Twins of the structures stand in write_lanes.py, that of struct record in records.py (a test compares them); the twin of
  * the loop is Observer.observe with Framer.add_write. Called by ctypes, with no part of Python in here, so that one
@@ -42,6 +42,7 @@ struct record {
 _Static_assert(HEAD_BYTES == 104, "HEAD in records.py has 104 bytes");
 
 #define KIND_WRITE 1
+#define KIND_SYNC 10
 /* UNREADABLE, OVERLAPPED, UNLINKED: such a write is not plain. */
 #define CAREFUL (1 | 2 | 32)
 
@@ -49,8 +50,13 @@ _Static_assert(HEAD_BYTES == 104, "HEAD in records.py has 104 bytes");
 #define DISCARDED 0x40000000u
 #define RING_HEAD_BYTES 8
 
-/* What a delta takes in a frame besides its data; _BYTES_PER_DELTA in deltas.py. */
+/* Op in deltas.py. */
+#define OP_WRITE 2
+#define OP_BARRIER 13
+
+/* What a delta takes in a frame besides its data, and its arguments; _BYTES_PER_DELTA and _BYTES_OF_ARGS in deltas.py. */
 #define DELTA_BYTES 29
+#define ARGS_BYTES 64
 /* Powers of two. Fuller than three quarters, a table is emptied: what was in it is learned again. */
 #define FILES 4096
 #define WRITERS 256
@@ -68,14 +74,17 @@ struct lane {
 	u32 volume;
 	u32 files_known;
 	u32 writers_known;
-	/* Writes waiting in the lane. */
+	/* Writes and marks waiting in the lane. */
 	u32 count;
 	u32 count_max;
 	u32 data_bytes;
 	u32 data_max;
 	/* Heads waiting, and how many were put in since they were taken. */
 	u32 heads;
-	/* How much the open frame still takes: data and DELTA_BYTES each. */
+	/* Of those that wait, marks of sync calls. */
+	u32 marks;
+	u32 marks_max;
+	/* How much the open frame still takes: data and DELTA_BYTES each, ARGS_BYTES for a mark. */
 	u64 room;
 	u64 *ids;
 	u64 *offsets;
@@ -86,6 +95,9 @@ struct lane {
 	u8 *noted; /* HEADS heads, the oldest overwritten */
 	struct file *files;
 	u32 *writers; /* 0: nothing stands here */
+	u8 *ops;
+	u32 *mark_calls;
+	u32 *mark_tgids;
 };
 
 enum why { EMPTY, UNFINISHED, NOT_PLAIN, LANE_FULL, ENOUGH, BROKEN };
@@ -183,7 +195,18 @@ void dk_relate(struct lane *lane, u64 first_us)
 
 static int has_room(const struct lane *lane, u64 size)
 {
-	return lane->room && lane->count < lane->count_max && size <= lane->data_max - lane->data_bytes;
+	return lane->room && lane->count < lane->count_max && lane->marks < lane->marks_max &&
+	       size <= lane->data_max - lane->data_bytes;
+}
+
+static void put_delta(struct lane *lane, u8 op, u64 id, u64 offset, u64 length, u64 end_ns)
+{
+	lane->ops[lane->count] = op;
+	lane->ids[lane->count] = id;
+	lane->offsets[lane->count] = offset;
+	lane->lengths[lane->count] = length;
+	lane->ends_us[lane->count] = end_ns / 1000;
+	lane->count++;
 }
 
 static void put(struct lane *lane, const struct record *head, const u8 *payload, u64 id)
@@ -196,12 +219,20 @@ static void put(struct lane *lane, const struct record *head, const u8 *payload,
 	lane->heads++;
 	if (lane->heads == 2 * HEADS)
 		lane->heads = HEADS;
-	lane->ids[lane->count] = id;
-	lane->offsets[lane->count] = head->offset;
-	lane->lengths[lane->count] = size;
-	lane->ends_us[lane->count] = head->end_ns / 1000;
-	lane->count++;
+	put_delta(lane, OP_WRITE, id, head->offset, size, head->end_ns);
 	lane->data_bytes += size;
+	lane->room = lane->room > takes ? lane->room - takes : 0;
+}
+
+/* The program asked for durability of a file. */
+static void put_mark(struct lane *lane, const struct record *head, u64 id)
+{
+	u64 takes = DELTA_BYTES + ARGS_BYTES;
+
+	lane->mark_calls[lane->marks] = head->extra;
+	lane->mark_tgids[lane->marks] = head->tgid;
+	lane->marks++;
+	put_delta(lane, OP_BARRIER, id, 0, 0, head->end_ns);
 	lane->room = lane->room > takes ? lane->room - takes : 0;
 }
 
@@ -214,7 +245,7 @@ static void tell(struct ring *ring)
 }
 
 /*
- * Take plain writes up to position ``end``, at most ``most``; why it stopped. ``taken`` counts them, ``position`` stands
+ * Take plain writes and marks up to position ``end``, at most ``most``; why it stopped. ``taken`` counts them, ``position`` stands
  * at the first record that was not taken.
  */
 u32 dk_take(struct ring *ring, u64 end, u64 most, struct lane *const *lanes, u32 lanes_count)
@@ -243,7 +274,9 @@ u32 dk_take(struct ring *ring, u64 end, u64 most, struct lane *const *lanes, u32
 			if (length < HEAD_BYTES || at + RING_HEAD_BYTES + length > ring->bytes)
 				break;
 			memcpy(&head, ring->data + at + RING_HEAD_BYTES, HEAD_BYTES);
-			if (head.kind != KIND_WRITE || head.flags & CAREFUL || head.length != length - HEAD_BYTES)
+			int is_mark = head.kind == KIND_SYNC && length == HEAD_BYTES;
+			if (!is_mark &&
+			    (head.kind != KIND_WRITE || head.flags & CAREFUL || head.length != length - HEAD_BYTES))
 				break;
 			if (current >= lanes_count || lanes[current]->volume != head.volume)
 				for (current = 0; current < lanes_count; current++)
@@ -254,14 +287,18 @@ u32 dk_take(struct ring *ring, u64 end, u64 most, struct lane *const *lanes, u32
 			id = id_of(lanes[current], head.inode, head.generation);
 			if (!id)
 				break;
-			if (head.length > lanes[current]->data_max)
+			u64 size = is_mark ? 0 : head.length;
+			if (size > lanes[current]->data_max)
 				break;
-			if (!has_room(lanes[current], head.length)) {
+			if (!has_room(lanes[current], size)) {
 				why = LANE_FULL;
 				ring->stopped_by = current;
 				break;
 			}
-			put(lanes[current], &head, ring->data + at + RING_HEAD_BYTES + HEAD_BYTES, id);
+			if (is_mark)
+				put_mark(lanes[current], &head, id);
+			else
+				put(lanes[current], &head, ring->data + at + RING_HEAD_BYTES + HEAD_BYTES, id);
 			ring->taken++;
 			why = EMPTY;
 		}
