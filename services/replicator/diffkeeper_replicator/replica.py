@@ -159,8 +159,9 @@ class Replica:
             intake.reach = target
             intake.change()
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._applied_to(target, intake, replayer)
+            with replayer.awaited():
+                async with asyncio.timeout(timeout_s):
+                    await self._applied_to(target, intake, replayer)
         except TimeoutError as error:
             raise errors.TimedOut(
                 f"the replica stands at {replayer.applied.position} and not yet at {target}",
