@@ -55,22 +55,22 @@ class Staged:
 
     def take_store(self, order: Order) -> TreeStore | None:
         """The tree as the order has it, durable at the latest with ``TreeStore.sync``; None where it cannot be had from
-        this. Blocking.
+        this, and then the file is closed: another may be made in its place. Blocking.
         """
         store, self.store = self.store, None
-        if store is None or order.tree_state is None:
+        if store is None:
             return None
+        is_right = False
         try:
-            if self._brought_to(store, order):
-                return store
-        except BaseException:
-            store.close()
-            raise
-        store.close()
-        return None
+            is_right = self._brought_to(store, order)
+        finally:
+            if not is_right:
+                store.close()
+        return store if is_right else None
 
     def _brought_to(self, store: TreeStore, order: Order) -> bool:
-        assert order.tree_state is not None, "checked by the caller"
+        if order.tree_state is None or self.files.is_ours(order.tree_state):
+            return False
         try:
             found = tree_files.read(order.tree_state)
         except OSError:

@@ -78,6 +78,8 @@ async def find_start(
 ) -> Start:
     """``tip`` is where stream and spool end. Reads in a thread; raises Corrupt when no tree can be had."""
     if tip.position.epoch == order.epoch:
+        if staged is not None:
+            staged.close()
         start = await asyncio.to_thread(_restart, order, files, spool, tip)
         # A stream that goes beyond the mark has what the ring would give once more.
         if resumable is not None and resumable.mark.tip == tip and start.based:
@@ -88,7 +90,7 @@ async def find_start(
 
 
 def _begin(order: Order, files: VolumeFiles, staged: Staged | None) -> Start:
-    start = _begun_with(order, files, staged) or _begun_anew(order, files)
+    start = _begun_with(order, staged) or _begun_anew(order, files)
     try:
         files.write_reign(order, based=start.based)
     except BaseException:
@@ -97,11 +99,9 @@ def _begin(order: Order, files: VolumeFiles, staged: Staged | None) -> Start:
     return start
 
 
-def _begun_with(order: Order, files: VolumeFiles, staged: Staged | None) -> Start | None:
+def _begun_with(order: Order, staged: Staged | None) -> Start | None:
     """A takeover that was prepared. Its tree is not waited for to be on disk: see ``_restart``."""
-    if staged is None or order.tree_state is None or files.is_ours(order.tree_state):
-        return None
-    store = staged.take_store(order)
+    store = None if staged is None else staged.take_store(order)
     if store is None:
         return None
     return Start(Beginning.TRUST, order.parent, store.stamp, WorkingTree(store), based=True)
