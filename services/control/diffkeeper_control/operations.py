@@ -115,7 +115,8 @@ class OperationStore:
         with path.open("ab") as file:
             file.write(msgspec.json.encode(operation) + b"\n")
             file.flush()
-            if operation.machine.phase not in _REACHED_AGAIN | _BESIDE:
+            # The first record hands out an epoch, and nobody may be told of that before it is durable.
+            if is_new or operation.machine.phase not in _REACHED_AGAIN | _BESIDE:
                 os.fdatasync(file.fileno())
         if is_new:
             atomic_files.fsync_directory(self._directory)
