@@ -167,7 +167,10 @@ class Directory:
         self._base = None
         self._applier.touched = set()
         self._state.fingerprints = dict(self._fingerprints(self._state.tree.ids()))
-        return trees.encode(self._state)
+        try:
+            return trees.encode(self._state)
+        finally:
+            self._state.fingerprints = {}  # true only until the next frame is applied
 
     def prepared_is_kept(self, base: frames.Tip) -> None:
         if self._applier.touched is not None:
@@ -190,9 +193,9 @@ class Directory:
         for file_id in ids:
             if file_id in tree.nodes and tree.nodes[file_id].kind is trees.Kind.FILE:
                 path = tree.path(file_id)
-                assert path, "a file in a replica's tree has a name"
-                found = os.stat(path, dir_fd=self.root_fd, follow_symlinks=False)
-                yield file_id, (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+                if path is not None:
+                    found = os.stat(path, dir_fd=self.root_fd, follow_symlinks=False)
+                    yield file_id, (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def close(self, *, clean: bool) -> None:
         """``clean``: sync, and remember that the checkpoint is what the directory shows."""

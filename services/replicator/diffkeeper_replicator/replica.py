@@ -251,10 +251,10 @@ class Replica:
                 raise self._not_following()
             await replayer.opened.wait()
             opened = self._promotable(replayer)
-            encoded, tip, stamp = await replayer.in_thread(
-                lambda: (opened.prepare_hand_over(), opened.tip, opened.stamp)
-            )
             try:
+                encoded, tip, stamp = await replayer.in_thread(
+                    lambda: (opened.prepare_hand_over(), opened.tip, opened.stamp)
+                )
                 await asyncio.to_thread(self.files.write_prepared, encoded)
             except OSError as error:
                 raise _as_ours(error, "preparing a promotion") from error
