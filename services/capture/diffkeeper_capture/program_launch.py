@@ -24,7 +24,7 @@ from diffkeeper_capture import seccomp
 _PR_SET_PDEATHSIG = 1
 _PR_GET_NO_NEW_PRIVS = 39
 _CLONE_NEWNS = 0x00020000
-_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
+_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 
 # As shells and env(1) say it; 125 is a failure of our own before the program was tried.
 EXIT_OWN_FAILURE = 125
@@ -163,14 +163,14 @@ def _refuse_set_id(launch: Launch) -> None:
 
 def _bind(directory: str, target: str) -> None:
     """Show ``directory`` at ``target`` in a mount namespace of the program's own; nothing of it is seen
-    outside.
+    outside. What is unmounted outside goes here too, where mounts are shared: a copy would keep a disk busy.
     """
     if os.path.realpath(directory) == os.path.realpath(target):
         return
     libc = seccomp.libc
     if libc.unshare(_CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "unshare failed")
-    if libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None) != 0:
+    if libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None) != 0:
         raise OSError(ctypes.get_errno(), "mount failed")
     if libc.mount(os.fsencode(directory), os.fsencode(target), None, ctypes.c_ulong(_MS_BIND), None) != 0:
         raise OSError(ctypes.get_errno(), "mount failed")
