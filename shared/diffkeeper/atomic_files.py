@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 
-def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace ``path`` by ``data``, durably. Blocks for an fsync of the file and one of its directory."""
+def write_bytes(path: Path, data: bytes, mode: int = 0o600, *, name_durable: bool = True) -> None:
+    """Replace ``path`` by ``data``, durably. Blocks for an fsync of the file and one of its directory.
+
+    Without ``name_durable`` the second is left to a later write in the same directory.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
@@ -25,7 +28,8 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_directory(path.parent)
+    if name_durable:
+        fsync_directory(path.parent)
 
 
 def write_json(path: Path, value: Any, mode: int = 0o600) -> None:

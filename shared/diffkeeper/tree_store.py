@@ -14,12 +14,12 @@ import contextlib
 import itertools
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffkeeper import atomic_files
-from diffkeeper.domain import errors, positions, trees
+from diffkeeper.domain import errors, frames, positions, tree_increments, trees
 from diffkeeper.domain.deltas import ROOT_ID
 from diffkeeper.domain.trees import Identity, Kind, Node
 
@@ -47,6 +47,9 @@ WITHOUT ROWID;
 CREATE INDEX names_by_id ON names (id);
 """
 
+_INSERT_NODE = "INSERT INTO nodes VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+_INSERT_NAME = "INSERT INTO names VALUES (?,?,?)"
+
 V = TypeVar("V")
 
 
@@ -57,7 +60,12 @@ class TreeStore:
         self.path = path
         self._database = database
         self.execute = database.execute
-        facts: dict[str, Any] = dict(database.execute("SELECT name, value FROM facts"))
+        self._read_facts()
+        self.identities = Identities(self)
+        self.fingerprints = Fingerprints(self)
+
+    def _read_facts(self) -> None:
+        facts: dict[str, Any] = dict(self.execute("SELECT name, value FROM facts"))
         if facts.get("version") != _VERSION:
             raise ValueError(f"version {facts.get('version')}")
         self.volume = str(facts["volume"])
@@ -65,8 +73,6 @@ class TreeStore:
         self.frame_hash = bytes(facts["hash"])
         self.stamp = int(facts["stamp"])
         self.tree = StoredTree(self, int(facts["next_id"]))
-        self.identities = Identities(self)
-        self.fingerprints = Fingerprints(self)
 
     @classmethod
     def create(cls, path: Path, state: trees.TreeState, pages_kib: int = PAGES_KIB) -> TreeStore:
@@ -79,8 +85,8 @@ class TreeStore:
             database.execute("PRAGMA synchronous = OFF")
             database.executescript(_SCHEMA)
             database.execute("BEGIN")
-            database.executemany("INSERT INTO nodes VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", _node_rows(state))
-            database.executemany("INSERT INTO names VALUES (?,?,?)", _name_rows(state))
+            database.executemany(_INSERT_NODE, _node_rows(state, state.tree.nodes))
+            database.executemany(_INSERT_NAME, _name_rows(state.tree.nodes))
             facts = {
                 "version": _VERSION,
                 "volume": state.volume,
@@ -141,23 +147,53 @@ class TreeStore:
     def load(self) -> trees.TreeState:
         """All of it in memory: what whoever goes on without the file begins with."""
         entries: dict[int, set[tuple[int, bytes]]] = {}
+        nodes: dict[int, Node] = {}
+        identities: dict[int, Identity] = {}
+        prints: dict[int, tuple[int, int, int]] = {}
         with _errors(self.path):
             for parent, name, file_id in self.execute("SELECT parent, name, id FROM names"):
                 entries.setdefault(file_id, set()).add((parent, name))
-            nodes: list[tuple[int, Node]] = []
-            identities: dict[int, Identity] = {}
-            prints: dict[int, tuple[int, int, int]] = {}
             for row in self.execute("SELECT * FROM nodes"):
-                file_id, kind, mode, uid, gid, target, device, inode, generation, *print_ = row
-                node = Node(Kind(kind), mode, uid, gid, target or b"", entries.get(file_id, set()))
-                nodes.append((file_id, node))
-                if inode is not None:
-                    identities[file_id] = Identity(unsigned(device), unsigned(inode), generation)
-                if print_[0] is not None:
-                    prints[file_id] = (print_[0], print_[1], print_[2])
-            tree = trees.Tree.of(nodes, self.tree.next_id)
+                _take_row(row, entries.get(row[0], set()), nodes, identities, prints)
+            tree = trees.Tree.of(nodes.items(), self.tree.next_id)
         return trees.TreeState(
             self.volume, self.position, self.frame_hash, self.stamp, tree, identities, prints
+        )
+
+    @classmethod
+    def snapshot(cls, path: Path) -> trees.TreeState:
+        """All of what was committed last, beside the owner, who may go on."""
+        store = cls.open(path)
+        try:
+            with _errors(path):
+                store.execute("BEGIN")
+                store._read_facts()
+            return store.load()
+        finally:
+            store.close()
+
+    def increment(self, base: frames.Tip, touched: Iterable[int]) -> tree_increments.Increment:
+        """What became of these ids since ``base``, as of the last commit."""
+        ids = frozenset(touched)
+        nodes: dict[int, Node] = {}
+        identities: dict[int, Identity] = {}
+        prints: dict[int, tuple[int, int, int]] = {}
+        with _errors(self.path):
+            for file_id in ids:
+                row = self.execute("SELECT * FROM nodes WHERE id = ?", (file_id,)).fetchone()
+                if row is not None:
+                    names = self.execute("SELECT parent, name FROM names WHERE id = ?", (file_id,))
+                    _take_row(row, set(names), nodes, identities, prints)
+        return tree_increments.Increment(
+            self.volume,
+            base,
+            frames.Tip(self.position, self.frame_hash),
+            self.stamp,
+            self.tree.next_id,
+            ids,
+            nodes,
+            identities,
+            prints,
         )
 
     def commit(self, position: positions.Position, frame_hash: bytes, stamp: int) -> None:
@@ -173,6 +209,30 @@ class TreeStore:
                 self.change("UPDATE facts SET value = ? WHERE name = ?", (value, name))
             self.execute("COMMIT")
         self.position, self.frame_hash, self.stamp = position, frame_hash, stamp
+
+    def advance(self, increment: tree_increments.Increment) -> None:
+        """Commit what became of the tree; costs what was touched. Raises Corrupt, with nothing changed, when it is not of
+        this one.
+        """
+        tree_increments.check_base(frames.Tip(self.position, self.frame_hash), self.volume, increment)
+        state = trees.TreeState(
+            self.volume,
+            increment.tip.position,
+            increment.tip.hash,
+            increment.stamp,
+            trees.Tree(),
+            increment.identities,
+            increment.prints,
+        )
+        touched = [(file_id,) for file_id in increment.touched]
+        with _errors(self.path):
+            self.change_many("DELETE FROM names WHERE id = ?", touched)
+            self.change_many("DELETE FROM nodes WHERE id = ?", touched)
+            self.change_many(_INSERT_NODE, list(_node_rows(state, increment.nodes)))
+            self.change_many(_INSERT_NAME, list(_name_rows(increment.nodes)))
+        self.tree.forget(increment.touched)
+        self.tree.next_id = increment.next_id
+        self.commit(increment.tip.position, increment.tip.hash, increment.stamp)
 
     def sync(self) -> None:
         """The last commit is on disk when this returns. Blocking; may run beside the owner, in a thread."""
@@ -205,6 +265,11 @@ class StoredTree(trees.Tree):
     @property
     def nodes(self) -> Mapping[int, Node]:
         return self._found
+
+    def forget(self, ids: Iterable[int]) -> None:
+        """The file has others of them than it had."""
+        for file_id in ids:
+            self._found.forget(file_id)
 
     def _add(self, file_id: int, node: Node) -> None:
         self._store.change(
@@ -376,8 +441,23 @@ class Fingerprints(_Column[tuple[int, int, int]]):
         return row[0], row[1], row[2]
 
 
-def _node_rows(state: trees.TreeState) -> Iterator[tuple[Any, ...]]:
-    for file_id, node in state.tree.nodes.items():
+def _take_row(
+    row: tuple[Any, ...],
+    entries: set[tuple[int, bytes]],
+    nodes: dict[int, Node],
+    identities: dict[int, Identity],
+    prints: dict[int, tuple[int, int, int]],
+) -> None:
+    file_id, kind, mode, uid, gid, target, device, inode, generation, *print_ = row
+    nodes[file_id] = Node(Kind(kind), mode, uid, gid, target or b"", entries)
+    if inode is not None:
+        identities[file_id] = Identity(unsigned(device), unsigned(inode), generation)
+    if print_[0] is not None:
+        prints[file_id] = (print_[0], print_[1], print_[2])
+
+
+def _node_rows(state: trees.TreeState, nodes: Mapping[int, Node]) -> Iterator[tuple[Any, ...]]:
+    for file_id, node in nodes.items():
         identity, print_ = state.identities.get(file_id), state.fingerprints.get(file_id)
         where = (
             (None, None, None)
@@ -396,8 +476,8 @@ def _node_rows(state: trees.TreeState) -> Iterator[tuple[Any, ...]]:
         )
 
 
-def _name_rows(state: trees.TreeState) -> Iterator[tuple[int, bytes, int]]:
-    for file_id, node in state.tree.nodes.items():
+def _name_rows(nodes: Mapping[int, Node]) -> Iterator[tuple[int, bytes, int]]:
+    for file_id, node in nodes.items():
         for parent, name in node.entries:
             yield parent, name, file_id
 

@@ -91,7 +91,11 @@ class Site:
         await self.replica.resume()
 
     async def crash(self) -> None:
-        await self.replica._end(clean=False)
+        # What is being written is written; a killed process begins nothing more.
+        async with self.replica._changing:
+            for task in self.tasks:
+                task.cancel()
+            await self.replica._end(clean=False)
 
     async def end(self) -> None:
         await self.replica.close()

@@ -24,6 +24,7 @@ from diffkeeper.domain.receipts import Level, Receipt
 from diffkeeper.leases.lease_store import LeaseStore
 from diffkeeper.log.event_log import EventLog
 from diffkeeper_capture import (
+    ending_tree,
     left_behind,
     receipts_socket,
     resume_journal,
@@ -39,6 +40,7 @@ from diffkeeper_capture.gate_socket import Admitted, GateSocket, Program
 from diffkeeper_capture.held_writes import PressedPrograms
 from diffkeeper_capture.receipts_socket import ReceiptsSocket
 from diffkeeper_capture.settings import AgentSettings
+from diffkeeper_capture.staged import Staged
 from diffkeeper_capture.volume_builder import Builder
 from diffkeeper_capture.volume_capture import VolumeCapture
 from diffkeeper_capture.volume_order import Order, VolumeFiles, check_path
@@ -86,6 +88,7 @@ class Agent:
         self._launcher = programs.Launcher(self._gate_path, self._directory / "programs", program_nice)
         self._leases = leases
         self._held: dict[str, _Held] = {}
+        self._staged: dict[str, Staged] = {}
         self._orders = asyncio.Lock()
         self._probe: BpfProbe | None = None
         self._ownership: pins.Ownership | None = None
@@ -187,6 +190,8 @@ class Agent:
         await self._receipts.close()
         for name in list(self._held):
             await self._drop(name)
+        for name in list(self._staged):
+            self._unstage(name)
         if self._draining is not None:
             self._draining.cancel()
             await asyncio.wait({self._draining})
@@ -234,8 +239,13 @@ class Agent:
     async def _attach(self, order: Order) -> dict[str, Any]:
         exact = self._choose_probe(order.probe)
         files = VolumeFiles(self._directory / "volumes" / order.volume)
-        resumable = await asyncio.to_thread(self._resumable, order, files) if exact else None
-        parts = await self._builder.build(order, files, sole_source=not exact, resumable=resumable)
+        staged = self._staged.pop(order.volume, None)
+        resumable = (
+            await asyncio.to_thread(self._resumable, order, files) if exact and staged is None else None
+        )
+        parts = await self._builder.build(
+            order, files, sole_source=not exact, resumable=resumable, staged=staged
+        )
         watch = None if exact else WatchProbe(order.path)
         probe = self._drain if watch is None else watch
         assert probe is not None, "the exact probe was chosen"
@@ -365,6 +375,29 @@ class Agent:
         volumes.check_name("volume", name)
         return await self._launcher.prepare(name, path, level, command, wait) is not None
 
+    async def stage(self, name: str, tree_state: Path) -> bool:
+        """Get ready to capture a volume that is about to come here (see ``staged``); False while it is captured here, or
+        waits for somebody to look after it.
+        """
+        volumes.check_name("volume", name)
+        async with self._orders:
+            held = self._held.get(name)
+            if held is not None and not held.capture.is_ended:
+                return False
+            if held is not None:
+                await self._drop(name)
+            self._unstage(name)
+            files = VolumeFiles(self._directory / "volumes" / name)
+            self._staged[name] = await asyncio.to_thread(
+                Staged.make, files, name, tree_state, self._settings.spool_bytes
+            )
+            return True
+
+    def _unstage(self, name: str) -> None:
+        staged = self._staged.pop(name, None)
+        if staged is not None:
+            staged.close()
+
     async def start(self, name: str, command: programs.Command) -> dict[str, Any]:
         """Start a program; ``{pid}``. Raises Refused when one runs or it cannot be executed."""
         async with self._orders:
@@ -411,6 +444,10 @@ class Agent:
             await self._quiet(name)
             return answer
 
+    async def prepare_handover(self, name: str) -> bool:
+        """See ``ending_tree``; whether it was possible."""
+        return await ending_tree.prepare(self._capturing(name))
+
     async def release(self, name: str) -> dict[str, Any]:
         async with self._orders:
             answer = await volume_end.release(self._capturing(name, or_ended=True))
@@ -432,6 +469,7 @@ class Agent:
             if held is not None:
                 await volume_end.stop_program(held.capture, self._gate_socket, FENCED_GRACE_S)
                 await self._drop(name)
+            self._unstage(name)
             files = VolumeFiles(self._directory / "volumes" / name)
             return await asyncio.to_thread(
                 left_behind.export, files, epoch, parent, self._settings.spool_bytes

@@ -45,6 +45,10 @@ class StartBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     hard_limit: bool = False
 
 
+class StageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    tree_state: str
+
+
 class PrepareBody(StartBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
     path: str
     durability: str
@@ -86,8 +90,10 @@ class AgentApi:
                 web.get("/v1/status", self._status),
                 web.post(f"{volume}/attach", self._attach),
                 web.post(f"{volume}/prepare", self._prepare),
+                web.post(f"{volume}/stage", self._stage),
                 web.post(f"{volume}/start", self._start),
                 web.post(f"{volume}/sync", self._sync),
+                web.post(f"{volume}/prepare-handover", self._prepare_handover),
                 web.post(f"{volume}/handover", self._handover),
                 web.post(f"{volume}/release", self._release),
                 web.post(f"{volume}/surrender", self._surrender),
@@ -126,7 +132,7 @@ class AgentApi:
         body = await http.read_body(request, PrepareBody)
         if not body.argv:
             raise errors.Refused("there is no command to start", reason="bad-request")
-        command = Command(body.argv, body.env, body.cwd, body.uid, body.gid, body.bind)
+        command = _command(body)
         level = receipts.parse_level(body.durability)
         prepared = await self._agent.prepare(
             request.match_info["volume"], Path(body.path), level, command, body.wait
@@ -137,18 +143,12 @@ class AgentApi:
         body = await http.read_body(request, StartBody)
         if not body.argv:
             raise errors.Refused("there is no command to start", reason="bad-request")
-        command = Command(
-            body.argv,
-            body.env,
-            body.cwd,
-            body.uid,
-            body.gid,
-            body.bind,
-            stop_signals.parse(body.stop_signal),
-            body.io_uring,
-            body.hard_limit,
-        )
-        return http.json_response(await self._agent.start(request.match_info["volume"], command))
+        return http.json_response(await self._agent.start(request.match_info["volume"], _command(body)))
+
+    async def _stage(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, StageBody)
+        staged = await self._agent.stage(request.match_info["volume"], Path(body.tree_state))
+        return http.json_response({"staged": staged})
 
     async def _sync(self, request: web.Request) -> web.Response:
         body = await http.read_body(request, SyncBody)
@@ -165,6 +165,11 @@ class AgentApi:
         )
         return http.json_response(answer)
 
+    async def _prepare_handover(self, request: web.Request) -> web.Response:
+        await http.read_body(request, NoBody)
+        prepared = await self._agent.prepare_handover(request.match_info["volume"])
+        return http.json_response({"prepared": prepared})
+
     async def _release(self, request: web.Request) -> web.Response:
         await http.read_body(request, NoBody)
         return http.json_response(await self._agent.release(request.match_info["volume"]))
@@ -175,3 +180,17 @@ class AgentApi:
         return http.json_response(
             await self._agent.surrender(request.match_info["volume"], body.epoch, parent)
         )
+
+
+def _command(body: StartBody) -> Command:
+    return Command(
+        body.argv,
+        body.env,
+        body.cwd,
+        body.uid,
+        body.gid,
+        body.bind,
+        stop_signals.parse(body.stop_signal),
+        body.io_uring,
+        body.hard_limit,
+    )

@@ -15,6 +15,7 @@ from diffkeeper_capture.observer import Observer
 from diffkeeper_capture.publisher import Publisher
 from diffkeeper_capture.shipper import Shipper
 from diffkeeper_capture.spool import Spool
+from diffkeeper_capture.staged import Staged
 from diffkeeper_capture.tree_keeper import TreeKeeper
 from diffkeeper_capture.volume_capture import Parts
 from diffkeeper_capture.volume_order import Order, VolumeFiles
@@ -34,16 +35,26 @@ class Builder:
         *,
         sole_source: bool,
         resumable: volume_recovery.Resumable | None = None,
+        staged: Staged | None = None,
     ) -> Parts:
-        """Raises Fenced, Corrupt, Misconfigured or Transient, and then holds nothing open."""
+        """Raises Fenced, Corrupt, Misconfigured or Transient, and then holds nothing open, nor is anything staged left."""
         _check(order)
-        spool = await asyncio.to_thread(Spool.open, files.spool, self.spool_bytes, make_syncer=syncers.best)
+        spool = staged.take_spool() if staged is not None else None
         try:
-            resumable = await asyncio.to_thread(volume_recovery.take_back, order, spool, resumable)
-            return await self._build(order, files, spool, sole_source, resumable)
+            if spool is None:
+                spool = await asyncio.to_thread(
+                    Spool.open, files.spool, self.spool_bytes, make_syncer=syncers.best
+                )
+            if resumable is not None:
+                resumable = await asyncio.to_thread(volume_recovery.take_back, order, spool, resumable)
+            return await self._build(order, files, spool, sole_source, resumable, staged)
         except BaseException:
-            spool.close()
+            if spool is not None:
+                spool.close()
             raise
+        finally:
+            if staged is not None:
+                staged.close()
 
     async def _build(
         self,
@@ -52,6 +63,7 @@ class Builder:
         spool: Spool,
         sole_source: bool,
         resumable: volume_recovery.Resumable | None,
+        staged: Staged | None,
     ) -> Parts:
         site = self.log.site
         origin = volumes.Origin(order.volume, site)
@@ -61,7 +73,7 @@ class Builder:
         )
         await self.log.create_origin(origin)
         tip = await publisher.recover()
-        start = await volume_recovery.find_start(order, files, spool, tip, resumable)
+        start = await volume_recovery.find_start(order, files, spool, tip, resumable, staged)
         if spool.durable is not None and spool.durable.epoch == order.epoch:
             durability.note_spooled(spool.durable)
         if publisher.stored is not None:

@@ -45,6 +45,7 @@ from diffkeeper_capture.tree_keeper import TreeKeeper
 from diffkeeper_capture.volume_order import Order, VolumeFiles
 from diffkeeper_capture.volume_recovery import Beginning, Start
 from diffkeeper_capture.watch_probe import WatchProbe
+from diffkeeper_capture.working_tree import WorkingTree
 
 ROOT_CHECK_S = 1.0
 # A tree of which much changed is kept this soon after the time before.
@@ -602,6 +603,15 @@ class VolumeCapture:
             raise
         # A successor finds these in the tree.
         self.observer.shadow.touched.clear()
+
+    @property
+    def tree(self) -> WorkingTree:
+        return self._start.tree
+
+    def commit_end(self) -> None:
+        """After the epoch's last frame: the tree's file has all of it. In a thread; nobody else uses the tree any more."""
+        assert self.is_ended and not self.framer.pending, "the tree would be ahead of the log"
+        self._commit(self.framer.tip)
 
     @property
     def is_ended(self) -> bool:

@@ -14,8 +14,8 @@ from typing import Any
 
 from diffkeeper.domain import errors, frames
 from diffkeeper.domain.receipts import Level
+from diffkeeper_capture import ending_tree
 from diffkeeper_capture import program as programs
-from diffkeeper_capture import volume_state
 from diffkeeper_capture.gate_socket import GateSocket
 from diffkeeper_capture.volume_capture import VolumeCapture
 
@@ -118,8 +118,5 @@ async def stop_program(capture: VolumeCapture, gate_socket: GateSocket, grace_s:
 def _keep_tree(capture: VolumeCapture) -> Answer:
     path = capture.files.ended_tree_state(capture.order.epoch)
     tip = capture.framer.tip
-    kept = volume_state.load(path)
-    # An epoch in which nothing had been written may have ended before, and begun again.
-    if kept is None or kept.position != tip.position:
-        volume_state.save(path, capture.tree_state())
+    ending_tree.keep(capture, path)
     return {"position": str(tip.position), "hash": tip.hash.hex(), "tree_state": str(path)}

@@ -19,11 +19,9 @@ from diffkeeper.domain import errors, frames, positions, trees
 from diffkeeper.tree_store import TreeStore
 from diffkeeper_capture import resume_journal, volume_state
 from diffkeeper_capture.spool import Spool
+from diffkeeper_capture.staged import PAGES_KIB, Staged
 from diffkeeper_capture.volume_order import Order, VolumeFiles
 from diffkeeper_capture.working_tree import WorkingTree
-
-# Of a tree's file in memory: there may be many volumes, and the kernel keeps what is asked for too.
-_PAGES_KIB = 1024
 
 
 class Beginning(enum.Enum):
@@ -71,32 +69,55 @@ def take_back(order: Order, spool: Spool, resumable: Resumable | None) -> Resuma
 
 
 async def find_start(
-    order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip, resumable: Resumable | None = None
+    order: Order,
+    files: VolumeFiles,
+    spool: Spool,
+    tip: frames.Tip,
+    resumable: Resumable | None = None,
+    staged: Staged | None = None,
 ) -> Start:
     """``tip`` is where stream and spool end. Reads in a thread; raises Corrupt when no tree can be had."""
     if tip.position.epoch == order.epoch:
+        if staged is not None:
+            staged.close()
         start = await asyncio.to_thread(_restart, order, files, spool, tip)
         # A stream that goes beyond the mark has what the ring would give once more.
         if resumable is not None and resumable.mark.tip == tip and start.based:
             start.beginning = Beginning.RESUME
             start.mark, start.memories = resumable.mark, resumable.memories
         return start
-    start = await asyncio.to_thread(_begin, order, files)
-    await asyncio.to_thread(files.write_reign, order, based=start.based)
+    return await asyncio.to_thread(_begin, order, files, staged)
+
+
+def _begin(order: Order, files: VolumeFiles, staged: Staged | None) -> Start:
+    start = _begun_with(order, staged) or _begun_anew(order, files)
+    try:
+        files.write_reign(order, based=start.based)
+    except BaseException:
+        start.tree.close()
+        raise
     return start
 
 
-def _begin(order: Order, files: VolumeFiles) -> Start:
+def _begun_with(order: Order, staged: Staged | None) -> Start | None:
+    """A takeover that was prepared. Its tree is not waited for to be on disk: see ``_restart``."""
+    store = None if staged is None else staged.take_store(order)
+    if store is None:
+        return None
+    return Start(Beginning.TRUST, order.parent, store.stamp, WorkingTree(store), based=True)
+
+
+def _begun_anew(order: Order, files: VolumeFiles) -> Start:
     state = _given(order)
     # From here on a restart finds the tree at the parent, whatever happens to the file that was handed over.
     files.directory.mkdir(parents=True, exist_ok=True)
     if state is None:
         empty = trees.TreeState(order.volume, order.parent.position, order.parent.hash, 0, trees.Tree(), {})
-        store = TreeStore.create(files.tree_store, empty, _PAGES_KIB)
+        store = TreeStore.create(files.tree_store, empty, PAGES_KIB)
         return Start(Beginning.FIRST_SIGHT, order.parent, 0, WorkingTree(store), based=False)
     assert order.tree_state is not None, "a state was given by a file"
     beginning = Beginning.COMPARE if files.is_ours(order.tree_state) else Beginning.TRUST
-    tree = WorkingTree(TreeStore.create(files.tree_store, state, _PAGES_KIB))
+    tree = WorkingTree(TreeStore.create(files.tree_store, state, PAGES_KIB))
     stamp = state.stamp
     del state
     heap.trim()  # all of the tree was in memory
@@ -123,7 +144,13 @@ def _restart(order: Order, files: VolumeFiles, spool: Spool, tip: frames.Tip) ->
     reign = files.read_reign()
     if reign is None or reign.epoch != order.epoch or not files.tree_store.exists():
         raise _no_tree(order, f"{files.directory} does not hold this epoch's")
-    store = TreeStore.open(files.tree_store, _PAGES_KIB)
+    store = TreeStore.open(files.tree_store, PAGES_KIB)
+    if store.position < order.parent.position:
+        # A power cut took what became of a tree that was prepared; what was handed over is still there.
+        store.close()
+        state = _given(order)
+        assert state is not None, "a tree is prepared of one that is handed over"
+        store = TreeStore.create(files.tree_store, state, PAGES_KIB)
     try:
         return _go_on(order, store, reign.based, spool, tip)
     except BaseException:

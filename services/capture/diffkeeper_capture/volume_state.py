@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffkeeper import atomic_files
+from diffkeeper import atomic_files, tree_files
 from diffkeeper.domain import errors, trees
 
 
@@ -15,17 +15,21 @@ def save(path: Path, state: trees.TreeState) -> None:
     try:
         atomic_files.write_bytes(path, trees.encode(state))
     except OSError as error:
-        raise errors.Transient(
-            f"the tree state of {state.volume} could not be written to {path}: {error.strerror}",
-            reason="tree-state-not-written",
-            hint="free space on that disk; without it the next attach reads the whole volume",
-        ) from error
+        raise not_written(state.volume, path, error) from error
+
+
+def not_written(volume: str, path: Path, error: OSError) -> errors.Transient:
+    return errors.Transient(
+        f"the tree state of {volume} could not be written to {path}: {error.strerror}",
+        reason="tree-state-not-written",
+        hint="free space on that disk; without it the next attach reads the whole volume",
+    )
 
 
 def load(path: Path) -> trees.TreeState | None:
     """The state at ``path``, None when there is none; raises Corrupt when it is not what was written."""
     try:
-        data = path.read_bytes()
+        return tree_files.load(path)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -34,4 +38,3 @@ def load(path: Path) -> trees.TreeState | None:
             reason="tree-state-unreadable",
             hint="check the owner and mode of the state directory",
         ) from error
-    return trees.decode(data)

@@ -16,7 +16,7 @@ from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMappi
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from diffkeeper.domain import positions, trees
+from diffkeeper.domain import frames, positions, tree_increments, trees
 from diffkeeper.domain.trees import Kind, Node
 from diffkeeper.tree_store import Fingerprints, TreeStore, signed, unsigned
 
@@ -77,6 +77,8 @@ class WorkingTree(trees.Tree):
         "fingerprints",
         "generation_of",
         "inode_of",
+        "told",
+        "touched_since_told",
     )
 
     def __init__(self, store: TreeStore) -> None:
@@ -99,6 +101,9 @@ class WorkingTree(trees.Tree):
         self.by_inode: MutableMapping[int, int] = _Holders(self)
         self.inode_of: MutableMapping[int, int] = _Inodes(self)
         self.generation_of: MutableMapping[int, int] = _Generations(self)
+        # Where all of the tree was told to somebody, and which ids the commits since then have touched.
+        self.told: frames.Tip | None = None
+        self.touched_since_told: set[int] = set()
         # Of files at the last commit.
         self.fingerprints: Fingerprints = store.fingerprints
 
@@ -350,7 +355,13 @@ class WorkingTree(trees.Tree):
         except BaseException:
             self._feed_again()
             raise
+        self.touched_since_told.update(self._changed, prints)
         self._let_go()
+
+    def increment(self, base: frames.Tip) -> tree_increments.Increment:
+        """What the commits since ``told`` have made of the tree. Nothing may be uncommitted."""
+        assert not self._changed, "the file would not have all of it"
+        return self._store.increment(base, self.touched_since_told)
 
     def _let_go(self) -> None:
         """The file has all of the layer; a part of it is wanted again soon."""

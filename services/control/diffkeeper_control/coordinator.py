@@ -122,6 +122,7 @@ class Coordinator:
         self, operation: Operation, work: Do, machine: failover.Failover
     ) -> tuple[Operation, failover.Event]:
         began, began_us = time.perf_counter(), _now_us()
+        beside = asyncio.create_task(asyncio.to_thread(self._store.sync_beside, operation))
         try:
             event = await self._hands.carry_out(work, machine)
         except errors.DiffKeeperError as error:
@@ -133,6 +134,7 @@ class Coordinator:
             event = failover.Failed(
                 failover.Trouble("error", "internal", f"{work.name.lower()} failed: {error!r}"), unknown=True
             )
+        await beside
         step = Step(phase=machine.phase.value, started_us=began_us, took_ms=_ms(time.perf_counter() - began))
         return msgspec.structs.replace(operation, steps=(*operation.steps, step)), event
 

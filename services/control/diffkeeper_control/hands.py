@@ -124,13 +124,39 @@ class SiteHands:
         """While the program still runs: everything that can be done early is."""
         plan = machine.plan
         target = self._embedded.clients[plan.target]
-        _, reached = await asyncio.gather(
-            target.agent.status(), target.replicator.catch_up(plan.volume, None, CLOSE_TIMEOUT_S)
+        await asyncio.gather(
+            target.agent.status(),
+            self._ensure_streams(plan.volume, plan.target),
+            self._prepare_program(plan, wait=True),
+            self._prepare_following(plan),
+            self._prepare_capture(plan),
         )
-        await self._ensure_streams(plan.volume, plan.target)
-        await self._prepare_program(plan, wait=True)
+        # Last, and so closest: what is behind now is what clients wait for.
+        reached = await target.replicator.catch_up(plan.volume, None, CLOSE_TIMEOUT_S)
         _log.info("target is close", volume=plan.volume, position=reached["position"])
         return failover.Prepared()
+
+    async def _prepare_capture(self, plan: failover.Plan) -> None:
+        """Have the target make ready what it will capture with; at the end only what changed since is told."""
+        target = self._embedded.clients[plan.target]
+        try:
+            prepared = await target.replicator.prepare_promote(plan.volume)
+            await target.agent.stage(plan.volume, prepared["tree_state"])
+        except errors.DiffKeeperError as error:
+            _log.warning("a capture could not be prepared", volume=plan.volume, error=error.message)
+
+    async def _prepare_following(self, plan: failover.Plan) -> None:
+        """Have the leader's replicator read what it will need to confirm the first frame of its successor, and its agent
+        write down the tree that it will follow with.
+        """
+        leader = self._embedded.clients[plan.leader]
+        try:
+            await asyncio.gather(
+                leader.replicator.prepare_follow(plan.volume, CLOSE_TIMEOUT_S),
+                leader.agent.prepare_handover(plan.volume),
+            )
+        except errors.DiffKeeperError as error:
+            _log.warning("the leader is not ready to follow", volume=plan.volume, error=error.message)
 
     async def _prepare_program(self, plan: failover.Plan, *, wait: bool) -> None:
         """Have the target do what it can of the start: an interpreter and a gate take longer than a handover."""
@@ -192,21 +218,31 @@ class SiteHands:
             for site in self._embedded.sites
             if site not in (plan.target, plan.leader) and not self._embedded.is_stopped(site)
         ]
-        asking = [
-            self._embedded.clients[site].replicator.promise(plan.volume, machine.epoch, 2.0)
-            for site in others
-        ]
-        target = self._embedded.clients[plan.target].replicator.promise(plan.volume, machine.epoch)
-        answers = await asyncio.gather(target, *asking, return_exceptions=True)
+        _, held = await asyncio.gather(
+            self._target_promises(machine), self._others_promise(plan.volume, machine.epoch, others)
+        )
+        return failover.Promised(max(held, default=None))
+
+    async def _others_promise(self, volume: str, epoch: int, sites: list[str]) -> list[positions.Position]:
+        """What those hold that answer."""
+        asking = [self._embedded.clients[site].replicator.promise(volume, epoch, 2.0) for site in sites]
         held: list[positions.Position] = []
-        for site, answer in zip([plan.target, *others], answers, strict=True):
+        for site, answer in zip(sites, await asyncio.gather(*asking, return_exceptions=True), strict=True):
             if isinstance(answer, dict):
                 held.append(positions.parse(answer["position"]))
-            elif site == plan.target or not isinstance(answer, errors.DiffKeeperError):
-                raise answer
-            else:
+            elif isinstance(answer, errors.DiffKeeperError):
                 _log.warning("a site did not promise", site=site, error=answer.message)
-        return failover.Promised(max(held[1:], default=None))
+            else:
+                raise answer
+        return held
+
+    async def _target_promises(self, machine: Failover) -> None:
+        """After a handover the old epoch has ended, so nothing of it can come any more: then it is enough that the promotion,
+        which follows, promises too.
+        """
+        plan = machine.plan
+        if machine.handover is None:
+            await self._embedded.clients[plan.target].replicator.promise(plan.volume, machine.epoch)
 
     async def _grant(self, machine: Failover) -> None:
         """Before a promise, which stops the old leader: without a majority nothing is touched, unless forced."""

@@ -56,6 +56,8 @@ class Monitor:
         self._embedded = embedded
         self._agents: dict[str, Heard] = {}
         self._replicators: dict[str, Heard] = {}
+        # Statuses of replicas that came between two looks, and when.
+        self._taken: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
         # What else is wrong at a site, such as a broker's disk.
         self.more_troubles: Callable[[str], list[str]] = lambda _: []
 
@@ -70,14 +72,23 @@ class Monitor:
 
     async def look(self, site: str) -> None:
         """Ask both services of a site now."""
-        clients = self._embedded.clients[site]
+        clients, began = self._embedded.clients[site], time.monotonic()
         agent, replicator = await asyncio.gather(
             _hear(clients.agent, self.agent(site)), _hear(clients.replicator, self.replicator(site))
         )
         self._agents[site], self._replicators[site] = agent, replicator
+        for (where, volume), (at, status) in list(self._taken.items()):
+            if where == site and at >= began:
+                self._put_replica(site, volume, status)  # what was asked for before that may be older
+            elif where == site:
+                del self._taken[where, volume]
 
     def take_replica(self, site: str, volume: str, status: dict[str, Any]) -> None:
         """Take a volume's status from an answer that came between two looks."""
+        self._taken[site, volume] = time.monotonic(), status
+        self._put_replica(site, volume, status)
+
+    def _put_replica(self, site: str, volume: str, status: dict[str, Any]) -> None:
         heard = self.replicator(site)
         if heard.answer is None:
             return

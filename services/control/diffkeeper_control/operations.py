@@ -91,6 +91,13 @@ def view(operation: Operation) -> dict[str, Any]:
     }
 
 
+# Whoever finds the record of the phase before does what led here once more, with the same answers: so these records
+# survive control, and need not survive a power cut.
+_REACHED_AGAIN = frozenset({Phase.CATCH_UP, Phase.PROMOTE, Phase.START, Phase.FOLLOW})
+# Written to the disk while what follows from it is done: the next record that must be durable takes it along at the latest.
+_BESIDE = frozenset({Phase.PROMISE})
+
+
 class OperationStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -100,19 +107,30 @@ class OperationStore:
             self._known[operation.id] = operation
 
     def save(self, operation: Operation) -> Operation:
-        """Durable when this returns. A line at the end costs one fsync where replacing the file costs two,
-        and a failover counts its milliseconds.
+        """Durable when this returns, but for what is come to again anyhow. A line at the end costs one fsync where
+        replacing the file costs two, and a failover counts its milliseconds.
         """
         path = self._directory / f"{operation.id}.jsonl"
         is_new = operation.id not in self._known
         with path.open("ab") as file:
             file.write(msgspec.json.encode(operation) + b"\n")
             file.flush()
-            os.fdatasync(file.fileno())
+            # The first record hands out an epoch, and nobody may be told of that before it is durable.
+            if is_new or operation.machine.phase not in _REACHED_AGAIN | _BESIDE:
+                os.fdatasync(file.fileno())
         if is_new:
             atomic_files.fsync_directory(self._directory)
         self._known[operation.id] = operation
         return operation
+
+    def sync_beside(self, operation: Operation) -> None:
+        """Blocking, in a thread: make a record durable that nobody waits for."""
+        if operation.machine.phase in _BESIDE:
+            file = os.open(self._directory / f"{operation.id}.jsonl", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(file)
+            finally:
+                os.close(file)
 
     def get(self, operation_id: str) -> Operation:
         operation = self._known.get(operation_id)

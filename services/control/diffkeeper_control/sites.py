@@ -84,11 +84,17 @@ class Agent(Service):
     async def prepare(self, volume: str, body: Answer) -> Answer:
         return await self._post(volume, "prepare", body, 10.0)
 
+    async def stage(self, volume: str, tree_state: str) -> Answer:
+        return await self._post(volume, "stage", {"tree_state": tree_state}, 30.0)
+
     async def start(self, volume: str, body: Answer) -> Answer:
         return await self._post(volume, "start", body, 30.0)
 
     async def sync(self, volume: str, level: str, timeout_s: float) -> Answer:
         return await self._post(volume, "sync", {"level": level, "timeout_s": timeout_s}, timeout_s + 5)
+
+    async def prepare_handover(self, volume: str) -> Answer:
+        return await self._post(volume, "prepare-handover", {}, 30.0)
 
     async def handover(self, volume: str, successor: str, grace_s: float, timeout_s: float) -> Answer:
         body = {"successor": successor, "grace_s": grace_s, "timeout_s": timeout_s}
@@ -117,6 +123,12 @@ class Replicator(Service):
 
     async def promote(self, volume: str, epoch: int) -> Answer:
         return await self._post(volume, "promote", {"epoch": epoch}, 30.0)
+
+    async def prepare_promote(self, volume: str) -> Answer:
+        return await self._post(volume, "prepare-promote", {}, 30.0)
+
+    async def prepare_follow(self, volume: str, timeout_s: float) -> Answer:
+        return await self._post(volume, "prepare-follow", {"timeout_s": timeout_s}, timeout_s + 5)
 
     async def log(self, volume: str, after: str | None, limit: int) -> Answer:
         since = "" if after is None else f"after={after}&"

@@ -48,6 +48,8 @@ class Applier:
         self.tree = tree
         self.identities = identities
         self.handles = Handles(root_fd, tree, identities)
+        # While somebody wants to know: ids whose node, identity or content may have changed.
+        self.touched: set[int] | None = None
         # What could not be carried over and was passed by, by cause; told in the status.
         self.notes: Counter[str] = Counter()
         self._names = naming.Namer(tree, identities, self.handles, allow_setid)
@@ -62,6 +64,8 @@ class Applier:
         """
         progress = self._resume or _Progress()
         self._resume = progress
+        if self.touched is not None:
+            self.touched.update(columns.file_ids)
         ops, count = columns.ops, len(columns)
         data = memoryview(columns.data)
         args = iter(columns.args[progress.args :])
@@ -116,6 +120,9 @@ class Applier:
             return
         if progress.named is None:
             prepared = self._names.prepare(Delta(Op(op), columns.file_ids[index], args=tuple(packed)))
+            if self.touched is not None and op == Op.RENAME:
+                replaced = self.tree.child(packed[2], packed[3])
+                self.touched.update(() if replaced is None else (replaced,))
             self.tree.apply(prepared.delta)
             progress.named = prepared
         self._names.perform(progress.named)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 from blake3 import blake3
 
-from diffkeeper import atomic_files
+from diffkeeper import atomic_files, tree_files
 from diffkeeper.domain import errors, frames, positions, trees
 from diffkeeper_replicator import chains
 from diffkeeper_replicator.undo_log import Bounds
@@ -115,6 +115,8 @@ class VolumeFiles:
         self.journal = directory / "journal"
         self.orphans = directory / "orphans"
         self.promoted = directory / "promoted.state"
+        # What it is told on from, where the most of it was told before.
+        self.prepared = directory / tree_files.BASE
         self._role = directory / "role.json"
         self._promise = directory / "promise.json"
         self._note = directory / "directory.json"
@@ -127,6 +129,14 @@ class VolumeFiles:
 
     def write_role(self, kept: Kept) -> None:
         atomic_files.write_bytes(self._role, msgspec.json.encode(kept))
+
+    def write_prepared(self, state: bytes) -> None:
+        atomic_files.write_bytes(self.prepared, state)
+
+    def write_promotion(self, state: bytes, kept: Kept) -> None:
+        """The tree state, then the role that goes with it; one fsync makes both names durable."""
+        atomic_files.write_bytes(self.promoted, state, name_durable=False)
+        self.write_role(kept)
 
     def promised(self) -> int:
         promise = _read(self._promise, _Promise)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from diffkeeper.domain import deltas, errors, frames, positions, trees
+from diffkeeper import tree_files
+from diffkeeper.domain import deltas, errors, frames, positions, tree_increments, trees
 from diffkeeper.domain.deltas import ROOT_ID
 from diffkeeper_replicator import history_base, safe_paths, undo, verify
 from diffkeeper_replicator.applier import Applier
@@ -46,6 +47,8 @@ class Directory:
         self._allow_setid = allow_setid
         self.undo = kept or undo.Undo(files.undo, self.path, files.undo_bounds)
         self.undo.stand_at(self.tip)
+        # What was handed over before, on disk; the applier remembers what was touched since.
+        self._base: frames.Tip | None = None
         # How many bytes were applied since the last checkpoint was begun.
         self.bytes_since_checkpoint = 0
 
@@ -115,6 +118,7 @@ class Directory:
             rewinder.close()
         self.undo.log.cut_to(self.tip)
         self._applier = Applier(self.root_fd, state.tree, state.identities, allow_setid=self._allow_setid)
+        self._base = None
 
     def _check_arrived(self, target: positions.Position) -> None:
         if self.tip.position != target:
@@ -156,17 +160,42 @@ class Directory:
     def digest(self) -> dict[str, verify.Entry]:
         return verify.digest(self.path)
 
-    def hand_over(self) -> bytes:
-        """The tree state for the program's capture agent, which takes the directory as it stands."""
-        self._state.fingerprints = dict(self._fingerprints())
-        return trees.encode(self._state)
+    def prepare_hand_over(self) -> bytes:
+        """All of the tree state, while frames still come: from here on it is remembered what they touch. It counts
+        once ``prepared_is_kept``.
+        """
+        self._base = None
+        self._applier.touched = set()
+        self._state.fingerprints = dict(self._fingerprints(self._state.tree.ids()))
+        try:
+            return trees.encode(self._state)
+        finally:
+            self._state.fingerprints = {}  # true only until the next frame is applied
 
-    def _fingerprints(self) -> Iterator[tuple[int, tuple[int, int, int]]]:
+    def prepared_is_kept(self, base: frames.Tip) -> None:
+        if self._applier.touched is not None:
+            self._base = base
+
+    def hand_over(self) -> bytes:
+        """The tree state for the program's capture agent, which takes the directory as it stands: what became of the one
+        that was prepared, else all of it.
+        """
+        base, touched = self._base, self._applier.touched
+        if base is None or touched is None:
+            self._state.fingerprints = dict(self._fingerprints(self._state.tree.ids()))
+            return trees.encode(self._state)
+        prints = dict(self._fingerprints(touched))
+        return tree_increments.encode(tree_increments.since(base, self._state, touched, prints))
+
+    def _fingerprints(self, ids: Iterable[int]) -> Iterator[tuple[int, tuple[int, int, int]]]:
         """What lets the new owner see that files are still as they were handed over, without reading them."""
-        for path, file_id in self._state.tree.paths():
-            if self._state.tree.nodes[file_id].kind is trees.Kind.FILE:
-                found = os.stat(path, dir_fd=self.root_fd, follow_symlinks=False)
-                yield file_id, (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        tree = self._state.tree
+        for file_id in ids:
+            if file_id in tree.nodes and tree.nodes[file_id].kind is trees.Kind.FILE:
+                path = tree.path(file_id)
+                if path is not None:
+                    found = os.stat(path, dir_fd=self.root_fd, follow_symlinks=False)
+                    yield file_id, (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def close(self, *, clean: bool) -> None:
         """``clean``: sync, and remember that the checkpoint is what the directory shows."""
@@ -253,7 +282,7 @@ def adopt(
     directory.
     """
     try:
-        state = trees.decode(tree_state.read_bytes())
+        state = tree_files.load(tree_state)
     except OSError as error:
         raise errors.Refused(
             f"the tree state {tree_state} cannot be read: {error.strerror}", reason="tree-state-unreadable"
@@ -276,7 +305,7 @@ def adopt(
         found.st_ino,
         # Only a volume whose scan was complete is handed over.
         base_end=str(state.position),
-        adopted=_adoption(tree_state, state),
+        adopted=_adoption(tree_state, frames.Tip(state.position, state.frame_hash)),
     )
     files.forget_directory()
     return _start(files, note, state, allow_setid)
@@ -305,14 +334,14 @@ def adopted_with(note: DirectoryNote | None, tree_state: Path) -> bool:
     if note is None or note.left or note.adopted is None:
         return False
     try:
-        return note.adopted == _adoption(tree_state, trees.decode(tree_state.read_bytes()))
+        return note.adopted == _adoption(tree_state, tree_files.tip(tree_state))
     except OSError:
         # The state was used up; the note says that it was of this name.
         return note.adopted.startswith(f"{tree_state}@")
 
 
-def _adoption(tree_state: Path, state: trees.TreeState) -> str:
-    return f"{tree_state}@{state.position}:{state.frame_hash.hex()}"
+def _adoption(tree_state: Path, tip: frames.Tip) -> str:
+    return f"{tree_state}@{tip.position}:{tip.hash.hex()}"
 
 
 def _begin(files: VolumeFiles, volume: str, path: Path, journal: Journal, allow_setid: bool) -> Directory:

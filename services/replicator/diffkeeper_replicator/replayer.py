@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
@@ -58,8 +59,12 @@ class Replayer:
         self._checkpoint: asyncio.Task[None] | None = None
         self._checkpointed_at = 0.0
         self._contention = Contention()
+        # Set while somebody waits for what is to be applied.
+        self._awaited = asyncio.Event()
+        self._waiters = 0
         self.directory: Directory | None = None
         self.trouble: errors.DiffKeeperError | None = None
+        self.is_opening = False
         # Set once the directory is open, or could not be opened.
         self.opened = asyncio.Event()
         # Set whenever more is applied or trouble came.
@@ -90,8 +95,10 @@ class Replayer:
 
     def deliver(self, kept: list[Kept]) -> None:
         """Frames that the journal holds now. Those that find no room are read back from there, and so are all behind
-        them until the queue is empty: it has no holes.
+        them until the queue is empty: it has no holes. Nothing gathers where nothing is to be applied yet.
         """
+        if self.directory is None and not self.is_opening:
+            return
         applied = self.applied.position
         for frame, columns in kept:
             continues = not self._queue or self._queue[-1][0].position == frame.header.parent
@@ -131,6 +138,18 @@ class Replayer:
                     break
             await self._checkpoint_if_due()
 
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Within it somebody waits for what is to be applied: nothing gathers."""
+        self._waiters += 1
+        self._awaited.set()
+        try:
+            yield
+        finally:
+            self._waiters -= 1
+            if not self._waiters:
+                self._awaited.clear()
+
     async def settle(self) -> None:
         """After ``run`` was cancelled: the directory is at rest."""
         await self.in_thread(lambda: None)
@@ -161,11 +180,12 @@ class Replayer:
 
     async def _gather(self) -> None:
         """Let more frames come, where processors are short and this is not far behind."""
-        if not self._queue or self._queue_bytes >= GATHER_BYTES:
+        if not self._queue or self._queue_bytes >= GATHER_BYTES or self._awaited.is_set():
             return
         pause_s = self._contention.pause_s(asyncio.get_running_loop().time(), GATHER_S)
         if pause_s:
-            await asyncio.sleep(pause_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._awaited.wait(), pause_s)
 
     async def _run_once(self) -> bool:
         """One run of frames; False when there was trouble."""

@@ -25,6 +25,7 @@ from diffkeeper.log import event_log
 from diffkeeper_replicator import (
     chains,
     directory,
+    early_journal,
     orphans,
     safe_paths,
     statuses,
@@ -66,11 +67,15 @@ class Replica:
         self._spawn = spawn
         self.now_us = now_us
         self.allow_setid = allow_setid
-        # The newest epoch promised, durably.
+        # The newest epoch promised, durably: by itself, or by a role to lead in it.
         self.promised = files.promised()
         self._changing = asyncio.Lock()
         self._kept: Kept | None = None
         self._tasks: list[asyncio.Task[Any]] = []
+        # The directory is a program's already, and what followed with it is still open.
+        self._is_leaving = False
+        # While this site leads and is about to be relieved: what it is going to follow with.
+        self._early: early_journal.EarlyJournal | None = None
         # Both are there while following, None otherwise.
         self.intake: Intake | None = None
         self.replayer: Replayer | None = None
@@ -98,10 +103,12 @@ class Replica:
             if self._kept is not None and self._kept.wanted.role == "follow":
                 await self._begin()
             elif self._kept is not None:
+                await self._promise(self._kept.wanted.epoch)
                 self.files.leave_directory()  # in case the end came between the promotion and this
 
     async def put_role(self, role: Role) -> None:
         async with self._changing:
+            await self._finish_leaving()
             if self._kept is not None and role == self._kept.wanted:
                 if role.role == "follow" and (self.fault is not None or self._could_not_open()):
                     await self._end(clean=False)
@@ -152,8 +159,9 @@ class Replica:
             intake.reach = target
             intake.change()
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._applied_to(target, intake, replayer)
+            with replayer.awaited():
+                async with asyncio.timeout(timeout_s):
+                    await self._applied_to(target, intake, replayer)
         except TimeoutError as error:
             raise errors.TimedOut(
                 f"the replica stands at {replayer.applied.position} and not yet at {target}",
@@ -194,11 +202,73 @@ class Replica:
                     self._run_following()
                 raise _as_ours(error, "promoting") from error
 
+    async def prepare_follow(self, timeout_s: float) -> positions.Position:
+        """While this site leads: have the journal ready for the next reign (see ``early_journal``); where it is.
+
+        Asked again it goes on waiting. Raises Refused where this site does not lead, Corrupt where the journal cannot be
+        gone on with.
+        """
+        async with self._changing:
+            await self._finish_leaving()
+            role = self.wanted
+            last = role.chain[-1] if role is not None and role.chain else None
+            if role is None or role.role != "lead" or last is None or last.epoch != role.epoch:
+                raise errors.Refused(
+                    f"{self.volume} is not led at {self.site}", reason="not-leading", hint="dkctl status"
+                )
+            early = self._early
+            if early is None:
+                intake, replayer = await self._open_log(role)
+                running = self._spawn(f"early-{self.volume}", intake.run())
+                early = self._early = early_journal.EarlyJournal(intake, replayer, running)
+                early.expiry = asyncio.get_running_loop().call_later(
+                    early_journal.WAITS_S,
+                    lambda: self._spawn(f"early-end-{self.volume}", self._end_if_unused(early)),
+                )
+        return await early.reach_end(timeout_s)
+
+    async def _end_if_unused(self, early: early_journal.EarlyJournal) -> None:
+        async with self._changing:
+            if self._early is early:
+                await self._end_early()
+
+    async def _end_early(self) -> None:
+        early, self._early = self._early, None
+        if early is not None:
+            await early.end()
+
+    async def prepare_promote(self) -> Promotion:
+        """Have the tree state written down while frames still come, so that a promotion tells only what became of it.
+
+        The answer is what a promotion now would be; its epoch is none. Raises Refused where the replica could not be
+        promoted.
+        """
+        began = time.monotonic()
+        async with self._changing:
+            await self._finish_leaving()
+            replayer = self.replayer
+            if self.intake is None or replayer is None:
+                raise self._not_following()
+            await replayer.opened.wait()
+            opened = self._promotable(replayer)
+            try:
+                encoded, tip, stamp = await replayer.in_thread(
+                    lambda: (opened.prepare_hand_over(), opened.tip, opened.stamp)
+                )
+                await asyncio.to_thread(self.files.write_prepared, encoded)
+            except OSError as error:
+                raise _as_ours(error, "preparing a promotion") from error
+            await replayer.in_thread(lambda: opened.prepared_is_kept(tip))
+            path, state = str(self.path), str(self.files.prepared)
+            took_ms = round((time.monotonic() - began) * 1000, 3)
+            return Promotion(0, str(tip.position), tip.hash.hex(), stamp, path, state, took_ms)
+
     async def trim_journal(self, sequence: int) -> int:
         """Whole segments of the journal that the history holds and that this replica's tree checkpoint is
         beyond go; how many bytes that freed.
         """
         async with self._changing:
+            await self._finish_leaving()
             intake, replayer = self.intake, self.replayer
             if intake is None or replayer is None or replayer.directory is None:
                 return 0
@@ -226,6 +296,8 @@ class Replica:
     async def close(self) -> None:
         """An orderly end: the next start is immediate."""
         async with self._changing:
+            await self._finish_leaving()
+            await self._end_early()
             await self._end(clean=True)
 
     # -- what it is ------------------------------------------------------------------------------------------
@@ -256,6 +328,7 @@ class Replica:
 
     async def _lead(self, role: Role) -> None:
         """The directory belongs to the program, whatever stood in it."""
+        await self._end_early()
         await self._end(clean=False)
         promotion = self.promotion
         await self._keep(
@@ -283,6 +356,15 @@ class Replica:
         await self._begin()
         await self._check_adopted(role)
 
+    def _take_early(self, role: Role) -> early_journal.EarlyJournal | None:
+        """What was made ready for just this, unless it holds more than the chain goes on from."""
+        early = self._early
+        if early is None or early.intake.trouble is not None or self._is_beyond(role, early.intake.tip):
+            return None
+        self._early = None
+        early.keep()
+        return early
+
     def _is_beyond(self, role: Role, tip: frames.Tip) -> bool:
         """Whether the journal holds frames that the chain goes on without."""
         return self._parent_behind(role, tip) is not None
@@ -305,7 +387,12 @@ class Replica:
         """
         parent = self._parent_behind(role, journal.tip)
         note = self.files.note()
-        if parent is None or note is None or note.left or note.path != str(self.path):
+        if parent is None:
+            return
+        if note is None or note.left:
+            orphans.set_own_aside(self.files, journal, parent.position, self.site)
+            return
+        if note.path != str(self.path):
             return
         tail = list(journal.frames_after(parent.position))
         branch = taking_back.note_of(
@@ -333,12 +420,30 @@ class Replica:
         """Open what is on disk and follow."""
         assert self._kept is not None, "only a wanted role begins"
         self.fault = None
+        role = self._kept.wanted
+        early = self._take_early(role)
+        if early is not None:
+            early.intake.promised = self.promised
+            early.intake.chain = [link.link() for link in role.chain]
+            early.intake.change()
+            self.intake, self.replayer = early.intake, early.replayer
+            self._tasks = [
+                early.running,
+                self._spawn(f"replay-{self.volume}", self._replay(early.replayer)),
+            ]
+            return
+        await self._end_early()
         try:
-            journal = await asyncio.to_thread(Journal.open, self.files.journal)
-            await asyncio.to_thread(self._leave_tail, journal, self._kept.wanted)
+            self.intake, self.replayer = await self._open_log(role)
         except (errors.DiffKeeperError, OSError) as error:
             self.fault = _as_ours(error, "opening the journal")
             return
+        self._run_following()
+
+    async def _open_log(self, role: Role) -> tuple[Intake, Replayer]:
+        """The journal with what reads into it and what is to apply it; nothing runs yet."""
+        journal = await asyncio.to_thread(Journal.open, self.files.journal)
+        await asyncio.to_thread(self._leave_tail, journal, role)
         replayer = Replayer(self.volume, self.files, lambda: intake.journal)
         intake = Intake(
             Subscriber(self.volume, self._log),
@@ -349,9 +454,8 @@ class Replica:
             self.now_us,
         )
         intake.promised = self.promised
-        intake.chain = [link.link() for link in self._kept.wanted.chain]
-        self.intake, self.replayer = intake, replayer
-        self._run_following()
+        intake.chain = [link.link() for link in role.chain]
+        return intake, replayer
 
     def _run_following(self) -> None:
         assert self.intake is not None and self.replayer is not None, "both exist while following"
@@ -362,11 +466,11 @@ class Replica:
 
     async def _replay(self, replayer: Replayer) -> None:
         if replayer.directory is None and replayer.trouble is None:
-            self.opening = True
+            self.opening = replayer.is_opening = True
             try:
                 await self._open(replayer)
             finally:
-                self.opening = False
+                self.opening = replayer.is_opening = False
         await replayer.run()
 
     async def _open(self, replayer: Replayer) -> None:
@@ -463,15 +567,12 @@ class Replica:
         return replayer.directory
 
     async def _let_go(self, kept: Kept, opened: directory.Directory, epoch: int, began: float) -> Promotion:
-        """The tree state, then the role, then the note that the directory was left: a crash between them
-        loses none.
+        """The tree state, then the role. That the directory was left is noted behind the answer, and after a crash because
+        of the role.
         """
         assert self.replayer is not None, "checked by the caller"
 
-        def write_state() -> None:
-            atomic_files.write_bytes(self.files.promoted, opened.hand_over())
-
-        await self.replayer.in_thread(write_state)
+        encoded = await self.replayer.in_thread(opened.hand_over)
         promotion = Promotion(
             epoch,
             str(opened.tip.position),
@@ -481,16 +582,35 @@ class Replica:
             str(self.files.promoted),
             round((time.monotonic() - began) * 1000, 3),
         )
-        await self._promise(epoch)
         path = str(self.path)
         role = msgspec.structs.replace(
             kept.wanted, role="lead", epoch=epoch, leader=self.site, path=path, tree_state=None
         )
-        await self._keep(Kept(role, promotion))
-        await asyncio.to_thread(self.files.leave_directory)
-        self._spawn(f"settle-{self.volume}", self._sync_left(self.path))
-        await self._end(clean=False)
+        promoted = Kept(role, promotion)
+        try:
+            await asyncio.to_thread(self.files.write_promotion, encoded, promoted)
+        except OSError as error:
+            raise _as_ours(error, "writing the promotion down") from error
+        self._kept = promoted
+        self.promised = max(self.promised, epoch)
+        self._is_leaving = True
+        self._spawn(f"settle-{self.volume}", self._settle_left(self.path))
         return promotion
+
+    async def _finish_leaving(self) -> None:
+        """What a promotion leaves to be done behind its answer; before anything else is done with the role."""
+        if self._is_leaving:
+            self._is_leaving = False
+            await asyncio.to_thread(self.files.leave_directory)
+            await asyncio.to_thread(
+                self.files.write_promise, self.promised
+            )  # the role has it until another comes
+            await self._end(clean=False)
+
+    async def _settle_left(self, path: Path) -> None:
+        async with self._changing:
+            await self._finish_leaving()
+        await self._sync_left(path)
 
     async def _sync_left(self, path: Path) -> None:
         """Behind the answer: what was applied reaches the disk before the program's own syncs need it."""

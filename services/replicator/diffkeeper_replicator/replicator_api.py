@@ -31,6 +31,10 @@ class _CatchUp(_Body):
     timeout_s: float = 10.0
 
 
+class _PrepareFollow(_Body):
+    timeout_s: float = 10.0
+
+
 def add_routes(app: web.Application, replicator: Replicator, now_us: Callable[[], int]) -> None:
     calls = _Calls(replicator, now_us)
     app.add_routes(
@@ -42,6 +46,8 @@ def add_routes(app: web.Application, replicator: Replicator, now_us: Callable[[]
             web.post("/v1/volumes/{volume}/promise", calls.promise),
             web.post("/v1/volumes/{volume}/catch-up", calls.catch_up),
             web.post("/v1/volumes/{volume}/promote", calls.promote),
+            web.post("/v1/volumes/{volume}/prepare-promote", calls.prepare_promote),
+            web.post("/v1/volumes/{volume}/prepare-follow", calls.prepare_follow),
             web.post("/v1/volumes/{volume}/rebuild", calls.rebuild),
             web.get("/v1/volumes/{volume}/log", calls.log),
             web.get("/v1/volumes/{volume}/digest", calls.digest),
@@ -97,6 +103,15 @@ class _Calls:
     async def promote(self, request: web.Request) -> web.Response:
         body = await http.read_body(request, _Epoch)
         return http.json_response(await self._replicator.get(_volume(request)).promote(body.epoch))
+
+    async def prepare_promote(self, request: web.Request) -> web.Response:
+        await http.read_body(request, _Body)
+        return http.json_response(await self._replicator.get(_volume(request)).prepare_promote())
+
+    async def prepare_follow(self, request: web.Request) -> web.Response:
+        body = await http.read_body(request, _PrepareFollow)
+        reached = await self._replicator.get(_volume(request)).prepare_follow(body.timeout_s)
+        return http.json_response({"position": str(reached)})
 
     async def rebuild(self, request: web.Request) -> web.Response:
         await http.read_body(request, _Body)

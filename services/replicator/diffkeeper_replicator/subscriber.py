@@ -84,8 +84,11 @@ class Subscriber:
         # Invariant: message ``low`` stands at or before the position, everything above ``high`` after it.
         if last is not None and frames.open_frame(last.wire).position <= position:
             low = high
+        # Mostly the place is close to the end, so the steps from there grow before they are halved.
+        stride = 1
         while low < high:
-            middle = (low + high + 1) // 2
+            middle = max((low + high + 1) // 2, high - stride)
+            stride *= 2
             stored = await self._log.get(origin, middle)
             if stored is None:
                 raise errors.Corrupt(

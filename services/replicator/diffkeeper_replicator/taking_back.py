@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffkeeper import tree_files
 from diffkeeper.domain import clocks, errors, frames, trees
 from diffkeeper_replicator import directory, orphan_branches, reclaim
 from diffkeeper_replicator.chains import Link
@@ -150,7 +151,7 @@ def _identities(files: VolumeFiles, wish: Wish) -> dict[int, trees.Identity]:
         if path is None:
             continue
         try:
-            known |= trees.decode(path.read_bytes()).identities
+            known |= tree_files.load(path).identities
         except (OSError, errors.Corrupt):
             continue
     return known
