@@ -85,8 +85,8 @@ class Rollback:
                 return
             if time.monotonic() > until:
                 raise errors.TimedOut(
-                    f"the program of {self._volume} and its capture did not end within {STOP_S:g} s; nothing was "
-                    "changed",
+                    f"the program of {self._volume} and its capture did not end within {STOP_S:g} s (the program "
+                    f"{'runs' if running else 'has ended'}, the volume is {volume['state']}); nothing was changed",
                     reason="program-running",
                     hint="stop it yourself, and try again",
                 )

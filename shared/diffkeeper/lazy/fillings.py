@@ -67,7 +67,7 @@ def _await_end(target: Path, folder: Path) -> None:
     ends = time.monotonic() + _END_S
     while time.monotonic() < ends:
         try:
-            lock = trees.lock_of(folder)
+            lock = trees.lock_of(folder, make=False)
         except FileNotFoundError:
             return
         except BlockingIOError:

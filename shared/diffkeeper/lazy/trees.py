@@ -8,6 +8,7 @@ locked by whoever works for it. Where ``kept`` lacks it was never used, and is b
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -213,11 +214,16 @@ def status(target: Path) -> dict[str, Any] | None:
     return found
 
 
-def lock_of(folder: Path) -> int:
-    """Held by whoever works for a tree. Raises BlockingIOError when somebody does."""
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def lock_of(folder: Path, *, make: bool = True) -> int:
+    """Held by whoever works for a tree. Raises BlockingIOError when somebody does; FileNotFoundError when it has gone, with
+    ``make`` only where the folder has.
+    """
+    path = folder / "lock"
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0), 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.stat(path).st_ino != os.fstat(fd).st_ino:
+            raise FileNotFoundError(errno.ENOENT, "it went with its tree", str(path))
     except OSError:
         os.close(fd)
         raise

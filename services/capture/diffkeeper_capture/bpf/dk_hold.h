@@ -50,7 +50,11 @@ enum { BPF_NOEXIST = 1, BPF_RB_AVAIL_DATA = 0, BPF_RB_RING_SIZE = 1 };
 u64 presses SEC(".bss.hold");
 
 static u64 (*bpf_ringbuf_query)(void *ring, u64 flags) = (void *)134;
-static long (*bpf_send_signal)(u32 signal) = (void *)109;
+/*
+ * To this thread, which stops the whole process. Sent to the process (bpf_send_signal), a second one is dropped while the
+ * first is on its way to another thread, and this thread would go on until it got there.
+ */
+static long (*bpf_send_signal_thread)(u32 signal) = (void *)117;
 
 /* Whether the process has a listener for system calls: the run wrapper's, or another supervisor's. */
 INLINE bool is_behind_gate(struct task_struct *task)
@@ -86,7 +90,7 @@ INLINE void hold_if_gated(struct task_struct *task, u32 volume, u32 flags)
 		record->start_ns = record->end_ns;
 		bpf_ringbuf_submit(record, 0);
 	}
-	bpf_send_signal(SIGSTOP);
+	bpf_send_signal_thread(SIGSTOP);
 }
 
 /* After any call that changes something: the ring is half full, and the rest is for what is under way. */
@@ -102,5 +106,5 @@ INLINE void hold_if_pressed(struct task_struct *task)
 	/* One that waits for a receipt already stays noted as that. */
 	bpf_map_update_elem(&held, &tgid, &key, BPF_NOEXIST);
 	__sync_fetch_and_add(&presses, 1);
-	bpf_send_signal(SIGSTOP);
+	bpf_send_signal_thread(SIGSTOP);
 }
