@@ -20,6 +20,7 @@ import pytest
 from tests.support import leftovers
 
 from diffkeeper.lazy import trees
+from dkctl import client
 
 pytestmark = [pytest.mark.disaster, pytest.mark.timeout(240)]
 
@@ -157,6 +158,18 @@ def test_any_moment_of_a_program_can_be_had_again(user: User) -> None:
             assert "keeps its filler" in user.dkctl("down", expect=1)
         assert f"{past} is closed" in user.dkctl("down")
         assert not past.exists()
+
+
+def test_a_program_that_is_stopped_as_soon_as_it_was_started_is_over_with_its_capture(user: User) -> None:
+    user.add("one")
+    control = client.Control.of(user.place / "deployment")
+    body = {key: control.volume("notes")[key] for key in ("path", "durability", "policy", "mode")}
+    for _ in range(3):
+        control.attach("notes", {"site": "east", **body})
+        until(lambda: control.volume("notes")["state"] == "capturing")
+        assert control.start_program("notes")["pid"]
+        control.stop_program("notes")
+        until(lambda: control.volume("notes")["state"] == "released", 30)
 
 
 def until(holds: Any, seconds: float = 60.0) -> None:

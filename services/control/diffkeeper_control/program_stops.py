@@ -42,6 +42,7 @@ class ProgramStops:
         pid = self._running(volume)
         if pid is not None:
             _log.info("stopping a program", volume=name, pid=pid)
+            self._reconciler.note_running(volume)
             await self._reconciler.end_program(volume.leader, name)
             await self._monitor.look(volume.leader)
         return {"volume": name, "site": volume.leader, "stopped": pid}
@@ -60,7 +61,8 @@ class ProgramStops:
                     f"{name} is not captured", reason="not-captured", hint="dkctl attach captures it again"
                 )
             pid = await self._hands.start_program(name, volume.leader)
-            self._registry.put(msgspec.structs.replace(volume, held_since_us=time.time_ns() // 1000))
+            volume = msgspec.structs.replace(volume, held_since_us=time.time_ns() // 1000)
+            self._reconciler.note_running(self._registry.put(volume))
             await self._monitor.look(volume.leader)
             return {"volume": name, "site": volume.leader, "pid": pid}
 

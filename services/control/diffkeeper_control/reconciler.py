@@ -177,6 +177,10 @@ class Reconciler:
             _log.warning("a program was killed, for it did not stop", volume=volume, pid=process.pid)
         await processes.kill_all(family)
 
+    def note_running(self, volume: Volume) -> None:
+        """Its program has been started or seen to run: it may be over before the next comparison sees it."""
+        self._seen_running.add((volume.name, volume.held_since_us))
+
     async def _release_if_ended(self, volume: Volume) -> None:
         status = self._monitor.agent(volume.leader).volume(volume.name)
         program = (status or {}).get("program")
