@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,8 @@ from dkctl import manifests
 pytestmark = [pytest.mark.disaster, pytest.mark.timeout(400)]
 
 STATE = "/var/lib/rows/data"
+# The one of the tests: a bare name may lead to a wrapper that only its owner may execute.
+PYTHON = str(Path(sys.executable).resolve())
 # Appends by a database, and by a program whose every write has to be safe; as a user with no rights over others.
 PROGRAM = f"""
 import os, sqlite3, time
@@ -50,7 +53,7 @@ def resource(**spec: Any) -> dict[str, Any]:
     program = {
         "name": "rows",
         "image": "rows:1",
-        "command": ["python3", "-c", PROGRAM],
+        "command": [PYTHON, "-c", PROGRAM],
         "securityContext": {"runAsUser": 65534},
     }
     return {

@@ -65,6 +65,8 @@ class DrainLoop:
         self._lanes = write_lanes.Lanes.load()
         self.pace = pace.Pace(linger_s, linger_most_s, time.monotonic())
         self._lost = probe.lost()
+        # When all that had returned before was delivered, by the monotonic clock.
+        self._emptied_ns = time.monotonic_ns()
         self._readable = asyncio.Event()
         # When volumes are asked again though no record came, by the monotonic clock.
         self._look_at = math.inf
@@ -123,6 +125,13 @@ class DrainLoop:
         return self._probe.produced() - self._probe.released
 
     @property
+    def unread_age_us(self) -> int:
+        """How long ago the oldest call may have returned that nobody has looked at; 0 when there is none."""
+        if self._probe.produced() == self._probe.consumed():
+            return 0
+        return (time.monotonic_ns() - self._emptied_ns) // 1000
+
+    @property
     def lost_records(self) -> int:
         return self._lost.records
 
@@ -130,6 +139,7 @@ class DrainLoop:
         """Deliver everything that had returned before this call; the monotonic ns of which that is true."""
         began_ns = time.monotonic_ns()
         delivered = self._probe.drain(self._handle, upto=self._probe.produced(), lanes=self._lanes)
+        self._emptied_ns = began_ns
         self._look_for_lost(surely=True)
         if delivered:
             self.records += delivered
@@ -165,7 +175,7 @@ class DrainLoop:
             self._look_for_lost()
             self.records += delivered
             if delivered < RECORDS_A_TURN:
-                empty_ns = began_ns
+                empty_ns = self._emptied_ns = began_ns
                 break
             self._tell_drained(None)
             self._release()

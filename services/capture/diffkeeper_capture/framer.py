@@ -172,6 +172,15 @@ class Framer:
             return 0
         return max(0, self._clock.monotonic_us() - self._first_us)
 
+    def oldest_untaken_age(self) -> int:
+        """The same of the oldest frame that nobody has taken yet, the open one included."""
+        first = self._ready[0].header.first if self._ready else None
+        if first is None and self._unchained:
+            first = self._unchained[0].first
+        if first is None:
+            return self.oldest_pending_age()
+        return max(0, self._clock.unix_us() - clocks.to_micros(first))
+
     def use_lane(self, lane: write_lanes.Lane) -> None:
         """Take plain writes from here too, from now on."""
         lane.on_full = self.absorb

@@ -363,6 +363,11 @@ class VolumeCapture:
     def lost_records(self) -> int:
         return 0 if self._drain is None else self._drain.lost_records
 
+    @property
+    def unread_age_us(self) -> int:
+        """How long ago the oldest call may have returned that nobody has looked at, in this volume or another."""
+        return 0 if self._drain is None else self._drain.unread_age_us
+
     def use_lane(self, lane: write_lanes.Lane) -> None:
         self._lane = lane
         self.framer.use_lane(lane)

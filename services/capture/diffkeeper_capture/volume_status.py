@@ -68,7 +68,7 @@ def _behind(
     pending = capture.framer.pending
     oldest_us = capture.durability.oldest_beyond_us(safe)
     ages = [now_us - oldest_us] if oldest_us is not None else []
-    ages += [capture.framer.oldest_pending_age()] if pending else []
+    ages += [capture.framer.oldest_untaken_age(), capture.unread_age_us]
     same = captured.epoch == safe.epoch or not safe.epoch
     return {
         "position": str(safe),

@@ -75,6 +75,10 @@ def bound_loss(
     ago = "never heard" if age_ms is None else f"as its agent said {age_ms / 1000:.1f} s ago"
     if frames_behind is None:
         behind = f"how far the other sites were behind is not known ({ago})"
+    elif frames_behind == 0 and ms_behind:
+        behind = (
+            f"no frame was waiting to be shipped, and the last {ms_behind} ms were not in one yet ({ago})"
+        )
     elif frames_behind == 0:
         behind = f"nothing was waiting to be shipped ({ago})"
     else:
