@@ -39,7 +39,7 @@ test: $(STAMP)
 
 test-k8s: $(STAMP)
 	tests/k8s/build_api_server.sh $(KUBERNETES)
-	@DIFFKEEPER_KUBERNETES=$(KUBERNETES) $(BIN)/python -m pytest -q --durations=15 tests/k8s $(TESTS)
+	@DIFFKEEPER_PODS=1 DIFFKEEPER_KUBERNETES=$(KUBERNETES) $(BIN)/python -m pytest -q --durations=15 tests/k8s $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
