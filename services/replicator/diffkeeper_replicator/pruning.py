@@ -42,7 +42,7 @@ class Pruner:
             if not history.has_own_policy and len(stay) == len(points):
                 # Nothing would go: the log is not written anew only because it could be smaller.
                 return {"archived": 0, "folded": 0, "dropped": 0}
-            folded = sum(self._fold(first, last, stay) for first, last in self._new_ranges())
+            folded = sum(self._fold(first, last, stay) for first, last in self._new_ranges(points))
             for archive in archives.found(self._folder):
                 kept = archives.head(archive).kept
                 if any(sequence not in stay for sequence in kept[:-1]):
@@ -75,10 +75,13 @@ class Pruner:
         written += [branch.note.parent for branch in left]
         return {positions.parse(position).sequence for position in written}
 
-    def _new_ranges(self) -> Iterator[tuple[int, int]]:
-        """Stretches of the journal that are sealed and not archived yet."""
+    def _new_ranges(self, points: list[retention.Candidate]) -> Iterator[tuple[int, int]]:
+        """Stretches of the journal that are sealed and not archived yet. Where every archive was dropped the journal may
+        begin before what they had: nothing leads there any more.
+        """
         done = archives.found(self._folder)
-        first = done[-1].last + 1 if done else (self._history.journal.first_sequence() or 1)
+        begins = max(self._history.journal.first_sequence() or 1, points[0].sequence if points else 1)
+        first = done[-1].last + 1 if done else begins
         sealed = self._history.journal.sealed_sequence()
         size, start = 0, first
         for sequence, body_bytes in self._history.index.sizes(first, sealed):
